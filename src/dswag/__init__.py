@@ -1,0 +1,1 @@
+"""Distributed SWAG: Bayesian deep learning where the data is spread over workers or devices."""

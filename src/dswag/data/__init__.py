@@ -1,0 +1,1 @@
+"""Data sets, their examples and how they are spread over clients."""

@@ -1,0 +1,157 @@
+"""The examples of one client, handed out as batches of tensors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Shaped
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+Batch = tuple[Any, Tensor]
+"""Inputs, in whatever form the model's forward takes as its one argument, and targets [b, ...]."""
+
+Augmentation = Callable[[Tensor, Generator], Tensor]
+"""Maps a batch of inputs to a batch of the same shape, drawing from the generator alone."""
+
+
+@runtime_checkable
+class ClientData(Protocol):
+    """What local training needs of a client's data; implement it for data that fit no other form."""
+
+    @property
+    def num_examples(self) -> int:
+        """The number of examples that one pass of `batches` yields."""
+
+    def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
+        """One pass over the examples: shuffled by `generator`, in their own order without one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples held as tensors: whole batches are indexed at once, and stay in the type they are kept in.
+
+    Raises:
+        ValueError: lengths that differ, no example at all, or inputs that are NaN or infinite.
+    """
+
+    inputs: Shaped[Tensor, "n ..."]
+    targets: Shaped[Tensor, "n ..."]
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(
+                f"inputs and targets must pair up, got {len(self.inputs)} inputs, {len(self.targets)} targets"
+            )
+        if len(self.inputs) == 0:
+            raise ValueError("examples are empty: give every client at least one example, or leave the client out")
+        if self.inputs.is_floating_point() and not torch.isfinite(self.inputs).all():
+            row = int((~torch.isfinite(self.inputs)).flatten(1).any(1).nonzero()[0])
+            raise ValueError(
+                f"inputs must be finite, got NaN or infinity in example {row}: clean or drop such examples"
+            )
+        if not self.targets.is_floating_point() and self.targets.dtype != torch.int64:
+            object.__setattr__(self, "targets", self.targets.long())
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, indices: Tensor | slice | Sequence[int]) -> "Examples":
+        return replace(self, inputs=self.inputs[indices], targets=self.targets[indices])
+
+    @property
+    def num_examples(self) -> int:
+        """n."""
+        return len(self)
+
+    def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
+        """One pass over the examples; the last batch may be smaller."""
+        order = None if generator is None else torch.randperm(len(self), generator=generator).to(self.inputs.device)
+        for start in range(0, len(self), batch_size):
+            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+            inputs = self.inputs[rows]
+            if augment and self.augmentation is not None and generator is not None:
+                inputs = self.augmentation(inputs, generator)
+            yield inputs, self.targets[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class LoaderExamples:
+    """Examples that come out of a `Dataset` or a `DataLoader` one by one; batches keep the loader's size if it has one.
+
+    A loader that shuffles is shuffled by our generator instead of the global one, so that a run can be repeated. A
+    loader with a sampler of its own is iterated as it is: seeding it is its owner's affair.
+    """
+
+    dataset: Dataset[Any]
+    loader: DataLoader[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_examples == 0:
+            raise ValueError("examples are empty: give every client at least one example, or leave the client out")
+
+    @property
+    def num_examples(self) -> int:
+        """The length of the data set."""
+        try:
+            return len(self.dataset)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                f"{type(self.dataset).__name__} has no length: local epochs need to know where they end"
+            ) from None
+
+    def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
+        """One pass over the data set, through the user's loader where there is one."""
+        for batch in self._loader(batch_size, generator):
+            if not isinstance(batch, Sequence) or len(batch) != 2:
+                raise TypeError(
+                    f"a batch must be (inputs, targets), got {type(batch).__name__}: wrap your data set so that it is"
+                )
+            yield batch[0], batch[1]
+
+    def _loader(self, batch_size: int, generator: Generator | None) -> DataLoader[Any]:
+        given = self.loader
+        if given is None:
+            return DataLoader(self.dataset, batch_size, shuffle=generator is not None, generator=generator)
+        if given.batch_size is None or not isinstance(
+            given.sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler
+        ):
+            return given
+        return DataLoader(
+            self.dataset,
+            given.batch_size,
+            shuffle=generator is not None,
+            generator=generator,
+            num_workers=given.num_workers,
+            collate_fn=given.collate_fn,
+            pin_memory=given.pin_memory,
+            drop_last=given.drop_last,
+        )
+
+
+def client_data(data: Any) -> ClientData:
+    """The given data in the form that local training takes.
+
+    Takes an object with `num_examples` and `batches`, a pair of tensors (inputs [n, ...], targets [n, ...]), a
+    `Dataset` of (input, target) pairs, or a `DataLoader` over one.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(data, ClientData):
+        return data
+    if isinstance(data, DataLoader):
+        return LoaderExamples(data.dataset, data)
+    if isinstance(data, Subset) and isinstance(data.dataset, TensorDataset) and len(data.dataset.tensors) == 2:
+        inputs, targets = data.dataset.tensors
+        rows = torch.as_tensor(data.indices, dtype=torch.int64)
+        return Examples(inputs[rows], targets[rows])
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        return Examples(*data.tensors)
+    if isinstance(data, Dataset):
+        return LoaderExamples(data)
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return Examples(torch.as_tensor(data[0]), torch.as_tensor(data[1]))
+    raise TypeError(f"a client's data must be a pair of tensors, a Dataset or a DataLoader, got {type(data).__name__}")
