@@ -1,0 +1,138 @@
+"""Whether confidence equals accuracy: reliability bins (Section 6) and the expected calibration error."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Binning = Literal["equal-mass", "equal-width"]
+
+
+def reliability(
+    probabilities: Float[Tensor, "n c"],
+    targets: Int64[Tensor, "n"],
+    *,
+    bins: int = 20,
+    binning: Binning = "equal-mass",
+) -> "Reliability":
+    """Mean confidence and accuracy in bins of confidence; a bin without examples is left out.
+
+    The confidence of an example is its largest probability, and it counts as right when the first class that has this
+    probability is the target.
+
+    - equal-mass: examples sorted by confidence are cut into `bins` runs whose sizes differ by at most one. Examples of
+      equal confidence all take the accuracy that they have together, so that a cut among them leaves no trace of the
+      order in which they came.
+    - equal-width: bin i is [i / bins, (i + 1) / bins), its edges rounded to the dtype of the probabilities; the last
+      bin also takes confidence 1.
+
+    Means are taken in float64 over sorted examples: any order of the examples gives the same bits.
+
+    Raises:
+        ValueError: fewer than one bin, an unknown binning, or predictions that `check_predictions` refuses.
+    """
+    check_predictions(probabilities, targets)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    confidence, predicted = probabilities.max(dim=1)
+    confidence, order = confidence.cpu().sort()
+    correct = (predicted == targets).cpu()[order].double()
+    if binning == "equal-mass":
+        correct = _shared_among_ties(confidence, correct)
+        index = torch.arange(len(confidence)) * bins // len(confidence)
+    elif binning == "equal-width":
+        inner_edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(confidence.dtype)
+        index = torch.bucketize(confidence.double(), inner_edges.double(), right=True)
+    else:
+        raise ValueError(f'binning must be "equal-mass" or "equal-width", got {binning!r}')
+    count = index.bincount(minlength=bins)
+    filled = count > 0
+    confidence_sum = index.bincount(confidence.double(), minlength=bins)
+    correct_sum = index.bincount(correct, minlength=bins)
+    return Reliability(
+        binning=binning,
+        confidence=tuple((confidence_sum / count)[filled].tolist()),
+        accuracy=tuple((correct_sum / count)[filled].tolist()),
+        count=tuple(count[filled].tolist()),
+    )
+
+
+def expected_calibration_error(
+    probabilities: Float[Tensor, "n c"],
+    targets: Int64[Tensor, "n"],
+    *,
+    bins: int = 20,
+    binning: Binning = "equal-mass",
+) -> float:
+    """Mean of |confidence - accuracy| over the bins of `reliability`, each with the share of its examples; in [0, 1].
+
+    Source: Naeini, Cooper, Hauskrecht 2015 (equal width); Nguyen, O'Connor 2015 (equal mass).
+    """
+    curve = reliability(probabilities, targets, bins=bins, binning=binning)
+    return sum(n * abs(gap) for n, gap in zip(curve.count, curve.gap, strict=True)) / sum(curve.count)
+
+
+def check_predictions(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> None:
+    """Refuse what is not one distribution over classes and one class per example.
+
+    A row may miss the sum 1 by 1e-3, or by the spacing of its dtype at 1 where that is wider (bfloat16).
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit, no example, probabilities that are NaN, negative or do not sum to
+            1, or targets out of range.
+    """
+    if probabilities.ndim != 2 or not probabilities.is_floating_point():
+        raise ValueError(
+            f"probabilities must be floating with shape [n, c], got {probabilities.dtype} {list(probabilities.shape)}"
+        )
+    if targets.ndim != 1 or targets.dtype != torch.int64:
+        raise ValueError(f"targets must be int64 with shape [n], got {targets.dtype} {list(targets.shape)}")
+    n, c = probabilities.shape
+    if len(targets) != n:
+        raise ValueError(f"probabilities and targets must pair up, got {n} rows and {len(targets)} targets")
+    if n == 0 or c == 0:
+        raise ValueError(f"probabilities must hold at least one example and one class, got shape {[n, c]}")
+    sums = probabilities.sum(dim=1, dtype=torch.promote_types(probabilities.dtype, torch.float32))
+    tolerance = max(1e-3, torch.finfo(probabilities.dtype).eps)
+    for wrong, expected in (
+        (sums.isnan(), "be free of NaN"),
+        (probabilities.amin(dim=1) < 0, "not be negative"),
+        ((sums - 1).abs() > tolerance, f"sum to 1 in every row (within {tolerance:.2g}); logits need a softmax first"),
+    ):
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"probabilities must {expected}: row {row} is {_shortened(probabilities[row])} with sum {sums[row]:.6g}"
+            )
+    if targets.amin() < 0 or targets.amax() >= c:
+        row = int(((targets < 0) | (targets >= c)).nonzero()[0])
+        raise ValueError(f"targets must lie in 0 to {c - 1} for {c} classes, got {int(targets[row])} in example {row}")
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins in order of confidence, none of them empty; tuples, so that it goes into JSON as it is."""
+
+    binning: Binning
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    count: tuple[int, ...]
+
+    @property
+    def gap(self) -> tuple[float, ...]:
+        """Confidence - accuracy of every bin: positive where the model is overconfident."""
+        return tuple(c - a for c, a in zip(self.confidence, self.accuracy, strict=True))
+
+
+def _shared_among_ties(confidence: Float[Tensor, "n"], correct: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """For each example of a sorted sequence, the mean of `correct` over the examples of the same confidence."""
+    _, group, size = torch.unique_consecutive(confidence, return_inverse=True, return_counts=True)
+    shared: Tensor = group.bincount(correct) / size
+    return shared[group]
+
+
+def _shortened(row: Float[Tensor, "c"]) -> str:
+    shown = ", ".join(f"{value:.4g}" for value in row[:5].tolist())
+    return f"[{shown}{', ...' if len(row) > 5 else ''}]"
