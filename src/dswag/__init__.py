@@ -1,1 +1,35 @@
 """Distributed SWAG: Bayesian deep learning where the data is spread over workers or devices."""
+
+from dswag.api import Run, train
+from dswag.batch_norm import update as update_batch_norm
+from dswag.config import Config, ConfigError
+from dswag.engines.in_process import InProcess
+from dswag.moments import Moments
+from dswag.parameters import Layout
+from dswag.posterior import GaussianPosterior, PosteriorFileError
+from dswag.prediction import Predictive, ensemble, predict, predictive
+from dswag.tasks import ClientError
+from dswag.training import Round, collect, evaluate, explore, synchronize
+
+__all__ = [
+    "ClientError",
+    "Config",
+    "ConfigError",
+    "GaussianPosterior",
+    "InProcess",
+    "Layout",
+    "Moments",
+    "PosteriorFileError",
+    "Predictive",
+    "Round",
+    "Run",
+    "collect",
+    "ensemble",
+    "evaluate",
+    "explore",
+    "predict",
+    "predictive",
+    "synchronize",
+    "train",
+    "update_batch_norm",
+]

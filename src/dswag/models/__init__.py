@@ -1,1 +1,36 @@
-"""The models of the paper."""
+"""The models of the paper, by name."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from dswag.models.cnn import cnn
+from dswag.models.mlp import mlp
+from dswag.models.normalize import Normalize
+from dswag.models.vgg import vgg16
+from dswag.randomness import DrawFrom, generator_for
+
+MODELS = {"mlp": mlp, "cnn": cnn, "vgg16": vgg16}
+
+
+def build(
+    name: str,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+) -> nn.Sequential:
+    """A model for uint8 images of shape (channels, height, width): normalisation, then the named network.
+
+    Its initial weights are a function of the seed alone.
+
+    Raises:
+        ValueError: an unknown name, or images that the network does not take.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+    with DrawFrom(generator_for(seed)):
+        network = MODELS[name](input_shape, num_classes)
+    return nn.Sequential(Normalize(mean, std), network)

@@ -1,0 +1,66 @@
+"""The short form: a model and its clients in, a posterior out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dswag.config import Config
+from dswag.engines.in_process import InProcess
+from dswag.local import Loss
+from dswag.parameters import Layout
+from dswag.posterior import GaussianPosterior
+from dswag.tasks import Engine
+from dswag.training import Round, collect, explore, synchronize
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What `train` leaves behind."""
+
+    config: Config
+    theta: Float[Tensor, "d"]
+    """θ_T, the phase-1 model."""
+    posterior: GaussianPosterior
+    history: tuple[Round, ...]
+    engine: Engine
+    """Where the clients are; a model with BatchNorm layers needs it to predict."""
+
+
+def train(
+    model: nn.Module,
+    clients: Sequence[Any],
+    config: Config,
+    *,
+    loss: Loss = F.cross_entropy,
+    engine: Engine | None = None,
+) -> Run:
+    """Algorithm 1 from the model's weights on the clients' data, in this process unless another engine is given.
+
+    Args:
+        model: any module with trainable parameters. It is not changed; `run.posterior.mean_into(model)` does that.
+        clients: each client's examples: a pair of tensors, a `Dataset` or a `DataLoader`.
+        config: the settings; its `clients` is the length of `clients`.
+        loss: mean loss of (outputs, targets).
+        engine: where the clients run instead; `clients` and `loss` are then the engine's affair.
+
+    Raises:
+        ValueError: settings that do not fit the clients.
+        ClientError: a client failed; it is named, with the round, the epoch and the cause.
+    """
+    if engine is None:
+        engine = InProcess(model, clients, loss=loss)
+    if engine.num_clients != config.clients:
+        raise ValueError(
+            f"the config is for {config.clients} clients, got {engine.num_clients}: "
+            f"pass Config(clients={engine.num_clients}, ...)"
+        )
+    layout = Layout.of(model)
+    theta = layout.flatten(model)
+    history = tuple(synchronize(engine, theta, config))
+    theta = history[-1].theta
+    moments = explore(engine, theta, config, collect(theta, config, layout))
+    return Run(config, theta, moments.posterior(), history, engine)

@@ -1,0 +1,190 @@
+"""Exact BatchNorm statistics, pooled over batches and clients (Algorithm 2, line 3).
+
+Every batch and every client gives a count, a mean and a sum of squared distances per channel; two of these merge
+exactly (Chan, Golub & LeVeque 1983), so that the variance between batches and between clients is kept. Only these sums
+leave a client, never an example.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dswag.randomness import derive_seed
+from dswag.tasks import Draws, Engine, LayerStatistics, Payload, StatisticsResult, StatisticsTask
+
+BATCH_SIZE = 128
+"""Examples that a layer normalises together while statistics are collected."""
+
+
+def layers(module: nn.Module) -> dict[str, _BatchNorm]:
+    """The module's BatchNorm layers that keep running statistics, by name."""
+    found = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
+    return {name: layer for name, layer in found.items() if layer.running_mean is not None}
+
+
+def refresh(
+    engine: Engine, payload: Payload, *, seed: int, max_examples: int | None = None, draws: Draws | None = None
+) -> tuple[dict[str, Tensor], ...]:
+    """For the payload's θ, or each draw from its posterior, the running statistics over all clients by buffer name.
+
+    One exchange, however many draws. Each client passes at most `max_examples`, rounded up to whole batches.
+    """
+    tasks = [
+        StatisticsTask(
+            index=client,
+            client=client,
+            occasion="the BatchNorm refresh",
+            batch_size=BATCH_SIZE,
+            max_examples=max_examples,
+            seed=derive_seed(seed, client),
+            draws=draws,
+        )
+        for client in range(engine.num_clients)
+    ]
+    return engine.reduce(payload, tasks, PooledStatistics()).result()
+
+
+def collect(module: nn.Module, batches: Iterable[Any]) -> dict[str, LayerStatistics]:
+    """The statistics of each BatchNorm layer's inputs over the batches of model inputs.
+
+    BatchNorm normalises by each batch's own statistics meanwhile, all other layers are in evaluation mode (dropout is
+    off). The module is left as it was found: its modes, buffers and hooks, also after an exception.
+
+    Without BatchNorm layers there is nothing to collect, and the batches are left alone.
+
+    Raises:
+        ValueError: there are no batches.
+    """
+    watched = layers(module)
+    if not watched:
+        return {}
+    statistics: dict[str, LayerStatistics] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            seen = _of_batch(arguments[0])
+            statistics[name] = merge(statistics[name], seen) if name in statistics else seen
+
+        return hook
+
+    with _batch_normalising(module), torch.no_grad():
+        hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
+        try:
+            for inputs in batches:
+                module(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    if not statistics:
+        raise ValueError("BatchNorm statistics need at least one batch, got none")
+    return statistics
+
+
+def merge(first: LayerStatistics, second: LayerStatistics) -> LayerStatistics:
+    """The statistics of both sets of values together."""
+    count = first.count + second.count
+    difference = second.mean - first.mean
+    return LayerStatistics(
+        count=count,
+        mean=first.mean + difference * (second.count / count),
+        scatter=first.scatter + second.scatter + difference.square() * (first.count * second.count / count),
+    )
+
+
+def buffers(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
+    """The running statistics by buffer name: mean and unbiased variance, float32, as PyTorch keeps them.
+
+    Raises:
+        ValueError: a layer saw a single value per channel, which has no variance.
+    """
+    alone = [name for name, seen in statistics.items() if seen.count < 2]
+    if alone:
+        raise ValueError(f"BatchNorm layers {alone} saw one value per channel: give at least two examples")
+    return {
+        f"{name}.{buffer}": value.float()
+        for name, seen in statistics.items()
+        for buffer, value in (("running_mean", seen.mean), ("running_var", seen.scatter / (seen.count - 1)))
+    }
+
+
+def update(module: nn.Module, batches: Iterable[Any]) -> None:
+    """Sets the module's BatchNorm statistics to those of its layers' inputs over the batches, in place.
+
+    A batch is what the module takes, or a tuple or list whose first element is. Nothing changes if it fails.
+    """
+    inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
+    load(module, buffers(collect(module, inputs)))
+
+
+def load(module: nn.Module, named: Mapping[str, Tensor]) -> None:
+    """Copies the named values into the module's buffers, in place.
+
+    Raises:
+        ValueError: the module has no such buffer.
+    """
+    present = dict(module.named_buffers())
+    unknown = [name for name in named if name not in present]
+    if unknown:
+        raise ValueError(f"the model has no buffers {unknown}: these statistics belong to another model")
+    for name, value in named.items():
+        present[name].copy_(value)
+
+
+class PooledStatistics:
+    """The statistics of every client together, for each draw."""
+
+    def __init__(self) -> None:
+        self._statistics: tuple[Mapping[str, LayerStatistics], ...] = ()
+
+    def add(self, result: StatisticsResult) -> None:
+        """Takes in one client's statistics."""
+        self._take(result.statistics)
+
+    def merge(self, other: Self) -> None:
+        """Takes in another fold's statistics."""
+        self._take(other._statistics)
+
+    def result(self) -> tuple[dict[str, Tensor], ...]:
+        """For each draw, the running statistics by buffer name."""
+        if not self._statistics:
+            raise ValueError("there are no BatchNorm statistics of no clients: add a result first")
+        return tuple(buffers(statistics) for statistics in self._statistics)
+
+    def _take(self, statistics: tuple[Mapping[str, LayerStatistics], ...]) -> None:
+        if not self._statistics:
+            self._statistics = statistics
+        elif statistics:
+            self._statistics = tuple(
+                {name: merge(mine[name], theirs[name]) for name in mine}
+                for mine, theirs in zip(self._statistics, statistics, strict=True)
+            )
+
+
+def _of_batch(inputs: Tensor) -> LayerStatistics:
+    """Statistics of one batch of a layer's inputs [b, c, ...]."""
+    axes = [axis for axis in range(inputs.dim()) if axis != 1]
+    variance, mean = torch.var_mean(inputs.float(), axes, correction=0)
+    count = inputs.numel() // inputs.shape[1]
+    return LayerStatistics(count=count, mean=mean.double(), scatter=variance.double() * count)
+
+
+@contextmanager
+def _batch_normalising(module: nn.Module) -> Iterator[None]:
+    """BatchNorm layers use batch statistics and leave their buffers alone; everything else evaluates."""
+    modes = [(m, m.training) for m in module.modules()]
+    normalising = list(layers(module).values())
+    try:
+        module.eval()
+        for layer in normalising:
+            layer.train()
+            layer.track_running_stats = False
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for layer in normalising:
+            layer.track_running_stats = True

@@ -1,0 +1,26 @@
+"""Which clients take part (Algorithm 1, lines 4 and 16)."""
+
+import numpy as np
+
+from dswag.randomness import derive_seed
+
+
+def cohort_size(share: int | float, clients: int) -> int:
+    """How many clients `share` means: a whole number counts them, a fraction in (0, 1] is of all, at least one.
+
+    Raises:
+        ValueError: more clients than there are, or a fraction outside (0, 1].
+    """
+    if isinstance(share, int):
+        if not 1 <= share <= clients:
+            raise ValueError(f"the number of clients taking part must be between 1 and {clients}, got {share}")
+        return share
+    if not 0 < share <= 1:
+        raise ValueError(f"the fraction of clients taking part must be in (0, 1], got {share}")
+    return max(1, round(share * clients))
+
+
+def sample_clients(share: int | float, clients: int, *, seed: int, phase: int, round: int) -> tuple[int, ...]:
+    """Distinct clients in random order: a function of the run's seed, the phase and the round alone."""
+    rng = np.random.default_rng(derive_seed(seed, phase, round))
+    return tuple(rng.permutation(clients)[: cohort_size(share, clients)].tolist())

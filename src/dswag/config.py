@@ -1,0 +1,141 @@
+"""The settings of a run, checked when made; the paper's symbols stand in the descriptions."""
+
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from dswag.cohorts import cohort_size
+from dswag.files import write_text
+
+Count = Annotated[int, Field(ge=1, strict=True)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)]
+
+
+class ConfigError(ValueError):
+    """Settings in a file or on the command line that cannot be used; every one is named."""
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Config:
+    """What Algorithms 1 and 2 run with. A share of clients is a number (int) or a fraction (float in (0, 1])."""
+
+    clients: Count = 10
+    """Number of workers (W)."""
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    """Every random choice of the run is a function of it."""
+
+    rounds: Count = 15
+    """Phase 1: global rounds (T)."""
+    clients_per_round: Share = 1.0
+    """Phase 1: share of the clients sampled in each round (S in line 4)."""
+    local_epochs: Count = 1
+    """Phase 1: epochs on each client in each round (L)."""
+    learning_rate: Rate = 0.1
+    """Phase 1: learning rate (η_l1)."""
+    final_learning_rate: Rate | None = None
+    """Phase 1: the learning rate falls linearly to this one in the last round; it is constant if not given."""
+    aggregation: Literal["mean", "weighted-mean"] = "mean"
+    """Phase 1: the server's Update (line 12); "weighted-mean" weighs clients by their number of examples."""
+    stop_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Phase 1: ends early once the accuracy on the clients' own data reaches this (Section 6.1)."""
+
+    explorers: Share = 1.0
+    """Phase 2: share of the clients that explore (P in line 16)."""
+    explore_epochs: Count = 10
+    """Phase 2: epochs on each explorer (M)."""
+    explore_learning_rate: Rate = 0.02
+    """Phase 2: learning rate at the start of each cycle (α₁ of η_l2)."""
+    explore_final_learning_rate: Rate = 0.002
+    """Phase 2: learning rate towards which each cycle falls (α₂ of η_l2)."""
+    cycles: Count = 1
+    """Phase 2: learning rate cycles on each explorer, of M / cycles epochs each (c)."""
+    snapshots_per_cycle: Count = 1
+    """Phase 2: how many times θ is taken in each cycle, evenly spaced, the last at its end."""
+
+    batch_size: Count = 50
+    """Client update: most examples in a minibatch; the batches of an epoch differ in size by at most one."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Client update: momentum of SGD, from zero at the start of every task."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    """Client update: weight decay of SGD."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Client update: "bfloat16" runs forward and backward under autocast; weights stay float32."""
+
+    rank: Annotated[int, Field(ge=0, strict=True)] = 20
+    """Phase 3: most deviation columns kept (K); 0 gives a diagonal posterior."""
+    centering: Literal["final", "running"] = "final"
+    """Phase 3: centre columns on the final mean, or on the running mean as line 29 prints."""
+
+    samples: Count = 30
+    """Algorithm 2: draws from the posterior (S)."""
+    scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Algorithm 2: factor on the covariance; the paper's is 1."""
+    batch_norm_examples: Annotated[int, Field(ge=2, strict=True)] | None = None
+    """Algorithm 2: examples of each client in each BatchNorm refresh, rounded up to batches; all if not given."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        cohort_size(self.clients_per_round, self.clients)
+        explorers = cohort_size(self.explorers, self.clients)
+        period = self.explore_epochs // self.cycles
+        if self.explore_epochs % self.cycles:
+            raise ValueError(
+                f"cycles must divide explore_epochs, got {self.cycles} cycles in {self.explore_epochs} epochs: "
+                "the last cycle would end early"
+            )
+        if self.snapshots_per_cycle > period:
+            raise ValueError(
+                f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
+            )
+        if explorers * self.cycles * self.snapshots_per_cycle < 2:
+            raise ValueError(
+                "one snapshot in all gives a posterior without spread: raise explorers, cycles or snapshots_per_cycle"
+            )
+        if self.rank == 1:
+            raise ValueError(
+                "rank must be 0 or at least 2, got 1: the covariance divides by the number of columns minus one"
+            )
+        return self
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """The settings in a TOML file, defaults where it is silent.
+
+        Raises:
+            ConfigError: a file that is no TOML, unknown keys, or values that cannot be.
+            FileNotFoundError: no such file.
+        """
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is no TOML file: {error}") from None
+        return cls.checked(values, source=str(path))
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], *, source: str) -> Self:
+        """The settings with these values, defaults elsewhere. Raises ConfigError, with a line for each fault."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            faults = [_describe(fault) for fault in error.errors()]
+            raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults)) from None
+
+    def to_toml(self, path: str | Path) -> None:
+        """Writes every setting that has a value to a TOML file."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        write_text(Path(path), tomli_w.dumps(values))
+
+
+def _describe(fault: Any) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "unexpected_keyword_argument":
+        return f"unknown setting {name}"
+    if not name:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return f"{name}: {fault['msg']}, got {fault['input']!r}"

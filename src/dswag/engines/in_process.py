@@ -1,0 +1,77 @@
+"""All clients in this process, several at a time on a pool of threads: the reference for every other engine."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
+from dswag import local
+from dswag.data.examples import client_data
+from dswag.tasks import FoldT, Payload, Task
+from dswag.threads import default_workers, ordered_map
+
+
+class InProcess:
+    """Runs each client whole on one single-threaded worker, and folds the results in task order.
+
+    Each worker has a copy of the model, so neither the model given nor another client is touched; at most two results
+    a worker wait to be folded, whatever the number of clients.
+
+    Args:
+        model: any module with trainable parameters; the clients work on copies, on its device.
+        clients: each client's data, in any form that `dswag.data.examples.client_data` takes.
+        loss: mean loss of (outputs, targets).
+        workers: clients at a time; as many as PyTorch uses threads if None, one on a GPU.
+
+    Raises:
+        ValueError: no clients, or a client without examples, named.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        clients: Sequence[Any],
+        *,
+        loss: local.Loss = F.cross_entropy,
+        workers: int | None = None,
+    ) -> None:
+        if not len(clients):
+            raise ValueError("an engine needs the data of at least one client, got none")
+        if workers is not None and workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        self._clients = [_named(number, data) for number, data in enumerate(clients)]
+        first = local.Workspace(model, loss)
+        default = default_workers() if first.device.type == "cpu" else 1
+        number = min(workers or default, len(clients))
+        self._workspaces = [first, *(local.Workspace(model, loss) for _ in range(number - 1))]
+
+    @property
+    def num_clients(self) -> int:
+        """W."""
+        return len(self._clients)
+
+    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
+        """The fold after every task's client answered and the fold took the answers in, in task order."""
+        if not tasks:
+            raise ValueError("there are no tasks to reduce: sample at least one client")
+        unknown = [task.client for task in tasks if not 0 <= task.client < self.num_clients]
+        if unknown:
+            raise ValueError(f"clients are numbered 0 to {self.num_clients - 1}, got tasks for {unknown}")
+        abort = threading.Event()
+
+        def answer(workspace: local.Workspace, task: Task) -> Any:
+            workspace.abort = abort
+            return local.run(task, payload, self._clients[task.client], workspace)
+
+        for result in ordered_map(answer, self._workspaces, tasks, abort=abort):
+            fold.add(result)
+        return fold
+
+
+def _named(number: int, data: Any) -> Any:
+    try:
+        return client_data(data)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"client {number}: {error}") from error

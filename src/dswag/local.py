@@ -1,0 +1,201 @@
+"""What a client does with a task: local SGD, BatchNorm statistics, evaluation."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dswag import batch_norm
+from dswag.data.examples import ClientData
+from dswag.parameters import Layout
+from dswag.posterior import GaussianPosterior
+from dswag.randomness import DrawFrom
+from dswag.tasks import (
+    ClientError,
+    ClientUpdate,
+    Draws,
+    EvaluateResult,
+    EvaluateTask,
+    LayerStatistics,
+    Payload,
+    StatisticsResult,
+    StatisticsTask,
+    Task,
+    TrainResult,
+    TrainTask,
+)
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""Mean loss over a batch of a model's outputs and the targets; a scalar."""
+
+
+class Workspace:
+    """A copy of the model for one thread to work in; its parameters are views into `theta`, as are their gradients.
+
+    Every task starts from the same state: `load` sets parameters and buffers, whatever the task before did to them.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy) -> None:
+        self.layout = Layout.of(model)
+        self.module = deepcopy(model)
+        self.theta, self.gradient = self.layout.bind(self.module)
+        self.loss = loss
+        self.device = self.theta.device
+        self.abort = threading.Event()
+        self._buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def load(self, payload: Payload) -> None:
+        """Sets θ, and the buffers: to those in the payload, otherwise to the model's own."""
+        self.layout.check(payload["theta"])
+        self.theta.copy_(payload["theta"])
+        batch_norm.load(self.module, {**self._buffers, **{k: v for k, v in payload.items() if k in self._buffers}})
+
+    def place(self, inputs: Any) -> Any:
+        """Inputs where the model is, images with their channels last, which convolutions are faster on.
+
+        Inputs that are no tensor are the model's own affair.
+        """
+        if not isinstance(inputs, Tensor):
+            return inputs
+        form = torch.channels_last if inputs.dim() == 4 else torch.preserve_format
+        return inputs.to(self.device, non_blocking=True, memory_format=form)
+
+
+def run(
+    task: Task, payload: Payload, data: ClientData, workspace: Workspace
+) -> TrainResult | StatisticsResult | EvaluateResult:
+    """The client's answer to a task.
+
+    Raises:
+        ClientError: whatever went wrong, with client, occasion and cause.
+    """
+    try:
+        match task:
+            case TrainTask():
+                return train(task, payload, data, workspace)
+            case StatisticsTask():
+                return statistics(task, payload, data, workspace)
+            case EvaluateTask():
+                return evaluate(task, payload, data, workspace)
+            case _:
+                raise TypeError(f"a client knows no {type(task).__name__}")
+    except ClientError:
+        raise
+    except Exception as error:
+        raise ClientError(task, f"{type(error).__name__}: {error}") from error
+
+
+def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Workspace) -> TrainResult:
+    """Local SGD from the payload's θ (Algorithm 1, lines 5-10 and 17-22): θ after the epochs that the task names."""
+    workspace.load(payload)  # l. 5, 17
+    workspace.module.train()
+    generator = torch.Generator().manual_seed(task.seed)
+    step = _Step(task.update, workspace, generator)
+    snapshots = []
+    loss = math.nan
+    for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
+        loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
+        for inputs, targets in data.batches(task.update.batch_size, generator=generator, augment=True):
+            if workspace.abort.is_set():
+                raise ClientError(task, "the run was stopped", epoch=epoch)
+            loss_sum += len(targets) * step(inputs, targets, rate)  # l. 8-9, 20-21
+            num_seen += len(targets)
+        loss = float(loss_sum) / num_seen
+        if not (math.isfinite(loss) and torch.isfinite(workspace.theta.sum())):
+            cause = f"loss is {loss:g}" if not math.isfinite(loss) else "weights are not finite"
+            raise ClientError(task, f"{cause} (learning rate {rate:g})", epoch=epoch)
+        if epoch in task.snapshots:
+            snapshots.append(workspace.theta.clone())
+    return TrainResult(
+        index=task.index, client=task.client, thetas=torch.stack(snapshots), num_examples=data.num_examples, loss=loss
+    )
+
+
+class _Step:
+    """One step of SGD on the flat θ from one minibatch, in place; keeps the momentum."""
+
+    def __init__(self, update: ClientUpdate, workspace: Workspace, generator: torch.Generator) -> None:
+        theta = nn.Parameter(workspace.theta)
+        theta.grad = workspace.gradient
+        self.optimizer = torch.optim.SGD([theta], momentum=update.momentum, weight_decay=update.weight_decay)
+        self.autocast = update.precision == "bfloat16"
+        self.workspace = workspace
+        self.randomness = DrawFrom(generator)
+        self.draws_randomly = True  # until the first batch shows that no layer does
+
+    def __call__(self, inputs: Any, targets: Tensor, rate: float) -> Tensor:
+        """The minibatch's mean loss before the step."""
+        workspace = self.workspace
+        workspace.gradient.zero_()
+        targets = targets.to(workspace.device, non_blocking=True)
+        with (
+            self.randomness if self.draws_randomly else nullcontext(),
+            torch.autocast(workspace.device.type, torch.bfloat16, enabled=self.autocast),
+        ):
+            loss = workspace.loss(workspace.module(workspace.place(inputs)), targets)
+        self.draws_randomly = self.randomness.used
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+        return loss.detach()
+
+
+def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspace: Workspace) -> StatisticsResult:
+    """BatchNorm statistics of the payload's θ, or of each draw from its posterior (Algorithm 2, line 3)."""
+
+    def inputs() -> Iterator[Any]:
+        num_seen = 0
+        generator = torch.Generator().manual_seed(task.seed)
+        for batch, targets in data.batches(task.batch_size, generator=generator):
+            yield workspace.place(batch)
+            num_seen += len(targets)
+            if task.max_examples is not None and num_seen >= task.max_examples:
+                return
+
+    def collect(theta: Tensor) -> dict[str, LayerStatistics]:
+        workspace.load({"theta": theta})
+        return batch_norm.collect(workspace.module, inputs())
+
+    return StatisticsResult(
+        index=task.index, client=task.client, statistics=tuple(collect(theta) for theta in _thetas(task.draws, payload))
+    )
+
+
+def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: Workspace) -> EvaluateResult:
+    """Sums of the payload's θ's loss and correct predictions over the client's examples."""
+    workspace.load(payload)
+    workspace.module.eval()
+    loss_sum, num_correct, num_seen = 0.0, 0, 0
+    classifies = True
+    with torch.no_grad():
+        for inputs, targets in data.batches(task.batch_size):
+            targets = targets.to(workspace.device)
+            outputs = workspace.module(workspace.place(inputs))
+            loss_sum += len(targets) * float(workspace.loss(outputs, targets))
+            num_seen += len(targets)
+            classifies = classifies and outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point()
+            if classifies:
+                num_correct += int((outputs.argmax(1) == targets).sum())
+    return EvaluateResult(
+        index=task.index,
+        client=task.client,
+        num_examples=num_seen,
+        loss_sum=loss_sum,
+        num_correct=num_correct if classifies else None,
+    )
+
+
+def _thetas(draws: Draws | None, payload: Payload) -> Iterator[Tensor]:
+    """The payload's θ, or the draws from its posterior, one at a time."""
+    if draws is None:
+        yield payload["theta"]
+        return
+    posterior = GaussianPosterior.from_payload(payload)
+    for number in range(draws.first, draws.first + draws.count):
+        yield posterior.sample(draws.seed, first=number, kind=draws.kind, scale=draws.scale)[0]

@@ -1,0 +1,156 @@
+"""Algorithm 2, Distributed SWAG testing: Bayesian model averaging; `# l.` names the lines of the paper."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dswag import batch_norm
+from dswag.local import Workspace
+from dswag.posterior import GaussianPosterior
+from dswag.tasks import Draws, Engine, Kind, Payload
+from dswag.threads import default_workers, ordered_map
+
+
+@dataclass(frozen=True, eq=False)
+class Predictive:
+    """The predictive distribution of each example, and how uncertain it is. Entropies are in nats."""
+
+    probabilities: Float[Tensor, "n c"]
+    """Mean over the draws, p(y*|Data)."""
+    expected_entropy: Float[Tensor, " n"]
+    """Mean entropy of the draws: uncertainty that remains when the weights are known."""
+
+    @property
+    def entropy(self) -> Float[Tensor, " n"]:
+        """Entropy of the mean probabilities: all uncertainty, between 0 and ln c."""
+        return _entropy(self.probabilities)
+
+    @property
+    def mutual_information(self) -> Float[Tensor, " n"]:
+        """Entropy minus expected entropy, at least 0: how much the draws disagree."""
+        return (self.entropy - self.expected_entropy).clamp_min(0)
+
+
+def predictive(
+    model: nn.Module,
+    posterior: GaussianPosterior,
+    inputs: Tensor | Iterable[Any],
+    *,
+    samples: int = 30,
+    seed: int = 0,
+    kind: Kind | Literal["mean"] = "swag",
+    scale: float = 1.0,
+    engine: Engine | None = None,
+    batch_norm_examples: int | None = None,
+    batch_size: int = 128,
+) -> Predictive:
+    """Algorithm 2: the average over draws from the posterior of what the model predicts with them.
+
+    Args:
+        model: gives logits [b, c]; it is copied, not changed.
+        posterior: over the model's parameters.
+        inputs: [n, ...], or an iterable of batches of inputs or of (inputs, targets), such as a DataLoader.
+        samples: S.
+        seed: the draws are a function of it.
+        kind: "swag", "diagonal" or "low_rank" draws; "mean" predicts with the mean alone.
+        scale: factor on the covariance.
+        engine: whose clients refresh the BatchNorm statistics of each draw, without moving data; needed by models
+            that have such layers.
+        batch_norm_examples: most examples of each client for that, rounded up to whole batches; all if None.
+        batch_size: of the forward passes over a tensor of inputs.
+
+    Raises:
+        ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
+    """
+    if kind == "mean":
+        return ensemble(model, posterior.mean[None], inputs, engine=engine, batch_norm_examples=batch_norm_examples)
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    draws = Draws(seed=seed, first=0, count=samples, kind=kind, scale=scale)
+    statistics = _refresh(model, posterior.payload(), engine, batch_norm_examples, draws)  # l. 3, for all i at once
+
+    def member(i: int) -> Payload:
+        (theta,) = posterior.sample(seed, first=i, kind=kind, scale=scale)  # l. 2
+        return {"theta": theta, **statistics[i]}  # l. 3
+
+    return _average(model, member, samples, inputs, batch_size)  # l. 1, 4-6
+
+
+def predict(
+    model: nn.Module, posterior: GaussianPosterior, inputs: Tensor | Iterable[Any], **options: Any
+) -> Float[Tensor, "n c"]:
+    """The mean probabilities p(y*|Data) [n, c]; takes what `predictive` takes."""
+    return predictive(model, posterior, inputs, **options).probabilities
+
+
+def ensemble(
+    model: nn.Module,
+    thetas: Float[Tensor, "s d"],
+    inputs: Tensor | Iterable[Any],
+    *,
+    engine: Engine | None = None,
+    batch_norm_examples: int | None = None,
+    batch_size: int = 128,
+) -> Predictive:
+    """The average of what the model predicts with each of the given weights, their BatchNorm statistics refreshed."""
+    statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples)[0] for theta in thetas]
+
+    def member(i: int) -> Payload:
+        return {"theta": thetas[i], **statistics[i]}
+
+    return _average(model, member, len(thetas), inputs, batch_size)
+
+
+def _average(
+    model: nn.Module, member: Callable[[int], Payload], count: int, inputs: Tensor | Iterable[Any], batch_size: int
+) -> Predictive:
+    """Mean probabilities and mean entropy over the members, added up in their order."""
+    batches = _batches(inputs, batch_size)
+
+    def predict_with(workspace: Workspace, i: int) -> Float[Tensor, "n c"]:
+        workspace.load(member(i))
+        workspace.module.eval()
+        with torch.inference_mode():
+            return torch.cat([workspace.module(workspace.place(batch)).softmax(1) for batch in batches])
+
+    workers = min(count, default_workers())
+    workspaces = [Workspace(model) for _ in range(workers)]
+    probabilities: Tensor | float = 0.0
+    expected_entropy: Tensor | float = 0.0
+    for member_probabilities in ordered_map(predict_with, workspaces, range(count)):  # l. 1
+        probabilities = probabilities + member_probabilities / count  # l. 4
+        expected_entropy = expected_entropy + _entropy(member_probabilities) / count
+    return Predictive(torch.as_tensor(probabilities), torch.as_tensor(expected_entropy))  # l. 6
+
+
+def _refresh(
+    model: nn.Module, payload: Payload, engine: Engine | None, max_examples: int | None, draws: Draws | None = None
+) -> Sequence[Mapping[str, Tensor]]:
+    """For each draw, the BatchNorm statistics pooled over all clients; nothing to do without such layers."""
+    if not batch_norm.layers(model):
+        return [{}] * (1 if draws is None else draws.count)
+    if engine is None:
+        raise ValueError(
+            "the model has BatchNorm layers, whose statistics belong to the weights: pass engine=... so that the "
+            "clients refresh them for every draw (Algorithm 2, line 3)"
+        )
+    seed = 0 if draws is None else draws.seed
+    return batch_norm.refresh(engine, payload, seed=seed, max_examples=max_examples, draws=draws)
+
+
+def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Sequence[Any]:
+    if isinstance(inputs, Tensor):
+        batches: Sequence[Any] = torch.split(inputs, batch_size)
+    else:
+        batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in inputs]
+    if not len(batches) or (isinstance(inputs, Tensor) and not len(inputs)):
+        raise ValueError("there are no inputs to predict")
+    return batches
+
+
+def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+    return torch.special.entr(probabilities).sum(1)

@@ -1,0 +1,174 @@
+"""The contract between the algorithms and the engines: tasks go out, results come back, folds take them in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+Payload = Mapping[str, Tensor]
+"""What goes to every client once: θ [d] under "theta" or a posterior's tensors, and the model's buffers, by name."""
+
+Kind = Literal["swag", "diagonal", "low_rank"]
+"""Which covariance a draw uses: both halves, Σ_diag alone, or the columns alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientUpdate:
+    """How a client turns minibatch gradients into steps (Algorithm 1, lines 8-9 and 20-21)."""
+
+    batch_size: int
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Which draws a client makes from the payload's posterior: numbers `first` to `first + count - 1` of `seed`."""
+
+    seed: int
+    first: int
+    count: int
+    kind: Kind
+    scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One client's part of one exchange; data only, so that any transport can carry it."""
+
+    index: int
+    """Position in the list of tasks, from 0; results are folded in this order."""
+    client: int
+    """Which client, from 0 to W - 1."""
+    occasion: str
+    """What it is for, as errors name it, such as "round 3"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask(Task):
+    """Train from the payload's θ on the client's data (Algorithm 1, lines 7-10 and 19-22)."""
+
+    learning_rates: tuple[float, ...]
+    """One rate for each local epoch."""
+    snapshots: tuple[int, ...]
+    """Numbers of finished epochs, ascending, after which θ is taken."""
+    seed: int
+    update: ClientUpdate
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsTask(Task):
+    """Collect the inputs' statistics of every BatchNorm layer (Algorithm 2, line 3).
+
+    For the payload's θ, or, with `draws`, for draws that the client makes itself from the payload's posterior.
+    """
+
+    batch_size: int
+    max_examples: int | None
+    seed: int
+    draws: Draws | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateTask(Task):
+    """Measure loss and accuracy of the payload's θ (and buffers, by name) on the client's data."""
+
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a client answers to a `TrainTask`."""
+
+    index: int
+    client: int
+    thetas: Float[Tensor, "s d"]
+    num_examples: int
+    loss: float
+    """Mean training loss of the last local epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStatistics:
+    """What one BatchNorm layer saw: per channel, the mean and the summed squared distance from it."""
+
+    count: int
+    mean: Float64[Tensor, "c"]
+    scatter: Float64[Tensor, "c"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsResult:
+    """What a client answers to a `StatisticsTask`: for each draw, each layer's statistics by the layer's name."""
+
+    index: int
+    client: int
+    statistics: tuple[Mapping[str, LayerStatistics], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """What a client answers to an `EvaluateTask`: sums over its examples."""
+
+    index: int
+    client: int
+    num_examples: int
+    loss_sum: float
+    num_correct: int | None
+    """None where outputs and targets are not those of a classification."""
+
+
+ResultT = TypeVar("ResultT", contravariant=True)
+OutcomeT = TypeVar("OutcomeT", covariant=True)
+
+
+class Fold(Protocol[ResultT, OutcomeT]):
+    """An accumulator over client results; all that a server computes is one of these.
+
+    `add` changes it in place. Whatever the grouping, folding parts and merging them in order gives what folding all
+    results in order gives. `result` may be called at any time once something was added, and changes nothing.
+    """
+
+    def add(self, result: ResultT) -> None:
+        """Take in one client's result."""
+
+    def merge(self, other: Self) -> None:
+        """Take in all that `other` took in, whose results come after this fold's own."""
+
+    def result(self) -> OutcomeT:
+        """The outcome so far. Raises ValueError where nothing was added."""
+
+
+FoldT = TypeVar("FoldT", bound=Fold[Any, Any])
+
+
+class Engine(Protocol):
+    """Where clients run. An engine knows nothing of the algorithm."""
+
+    @property
+    def num_clients(self) -> int:
+        """W; clients are numbered from 0."""
+
+    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
+        """The fold after every task's client answered and the fold took the answers in, in task order.
+
+        The payload is read, never written. The same payload and tasks give the same answers, bit for bit, on one type
+        of machine, whatever runs beside them.
+
+        Raises:
+            ValueError: no tasks, or a client that does not exist.
+            ClientError: a client failed; it is named, with the occasion and the cause.
+        """
+
+
+class ClientError(RuntimeError):
+    """A client failed: the message names client, occasion, epoch where there is one, and cause."""
+
+    def __init__(self, task: Task, cause: str, *, epoch: int | None = None) -> None:
+        when = task.occasion if epoch is None else f"{task.occasion}, epoch {epoch}"
+        super().__init__(f"client {task.client} failed in {when}: {cause}")
+        self.task = task
+        self.epoch = epoch

@@ -1,0 +1,75 @@
+"""Work on a pool of threads, each with one intra-op thread, with results in the order of the items."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+import torch
+
+ItemT = TypeVar("ItemT")
+StateT = TypeVar("StateT")
+OutT = TypeVar("OutT")
+
+
+def default_workers() -> int:
+    """As many workers as PyTorch uses intra-op threads: the cores, unless the user said otherwise."""
+    return torch.get_num_threads()
+
+
+def ordered_map(
+    function: Callable[[StateT, ItemT], OutT],
+    states: Sequence[StateT],
+    items: Iterable[ItemT],
+    *,
+    abort: threading.Event | None = None,
+) -> Iterator[OutT]:
+    """Yields `function(state, item)` for each item, in order; each of the states serves one thread at a time.
+
+    Results do not depend on the number of states, since every call runs with one intra-op thread. At most two results a
+    state are under way or waiting. When the caller stops early, or a call raises, `abort` is set for the calls under
+    way to see, the rest are dropped, and the threads are gone when control returns.
+    """
+    with _one_intra_op_thread():
+        if len(states) == 1:
+            yield from (function(states[0], item) for item in items)
+            return
+        free: queue.SimpleQueue[StateT] = queue.SimpleQueue()
+        for state in states:
+            free.put(state)
+
+        def call(item: ItemT) -> OutT:
+            state = free.get()
+            try:
+                return function(state, item)
+            finally:
+                free.put(state)
+
+        pool = ThreadPoolExecutor(len(states), "dswag", initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            remaining = iter(items)
+            pending: deque[Future[OutT]] = deque(pool.submit(call, item) for item in islice(remaining, 2 * len(states)))
+            while pending:
+                yield pending.popleft().result()
+                pending.extend(pool.submit(call, item) for item in islice(remaining, 1))
+        except BaseException:
+            if abort is not None:
+                abort.set()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _one_intra_op_thread() -> Iterator[None]:
+    """This thread, and those started within, compute with one intra-op thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
