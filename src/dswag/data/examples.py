@@ -1,5 +1,6 @@
 """The examples of one client, handed out as batches of tensors."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -7,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Shaped
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
 Batch = tuple[Any, Tensor]
 """Inputs, in whatever form the model's forward takes as its one argument, and targets [b, ...]."""
@@ -33,7 +34,7 @@ class Examples:
     """Examples held as tensors: whole batches are indexed at once, and stay in the type they are kept in.
 
     Raises:
-        ValueError: lengths that differ, no example at all, or inputs that are NaN or infinite.
+        ValueError: lengths that differ, no example at all, or inputs or targets that are NaN or infinite.
     """
 
     inputs: Shaped[Tensor, "n ..."]
@@ -47,11 +48,12 @@ class Examples:
             )
         if len(self.inputs) == 0:
             raise ValueError("examples are empty: give every client at least one example, or leave the client out")
-        if self.inputs.is_floating_point() and not torch.isfinite(self.inputs).all():
-            row = int((~torch.isfinite(self.inputs)).flatten(1).any(1).nonzero()[0])
-            raise ValueError(
-                f"inputs must be finite, got NaN or infinity in example {row}: clean or drop such examples"
-            )
+        for what, values in (("inputs", self.inputs), ("targets", self.targets)):
+            if values.is_floating_point() and not (finite := torch.isfinite(values)).all():
+                row = int((~finite).reshape(len(finite), -1).any(1).nonzero()[0])
+                raise ValueError(
+                    f"{what} must be finite, got NaN or infinity in example {row}: clean or drop such examples"
+                )
         if not self.targets.is_floating_point() and self.targets.dtype != torch.int64:
             object.__setattr__(self, "targets", self.targets.long())
 
@@ -63,14 +65,23 @@ class Examples:
 
     @property
     def num_examples(self) -> int:
-        """n."""
+        """The number of examples, n."""
         return len(self)
 
     def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
-        """One pass over the examples; the last batch may be smaller."""
-        order = None if generator is None else torch.randperm(len(self), generator=generator).to(self.inputs.device)
-        for start in range(0, len(self), batch_size):
-            rows = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+        """One pass over the examples, in batches that differ in size by at most one: no lone example is left over.
+
+        Augmentation draws from the generator after the shuffle; without a generator there is none.
+
+        Raises:
+            ValueError: a batch size below 1.
+        """
+        _check_batch_size(batch_size)
+        if generator is None:
+            order = torch.arange(len(self))
+        else:
+            order = torch.randperm(len(self), generator=generator, device=generator.device)
+        for rows in order.to(self.inputs.device).tensor_split(math.ceil(len(self) / batch_size)):
             inputs = self.inputs[rows]
             if augment and self.augmentation is not None and generator is not None:
                 inputs = self.augmentation(inputs, generator)
@@ -81,8 +92,12 @@ class Examples:
 class LoaderExamples:
     """Examples that come out of a `Dataset` or a `DataLoader` one by one; batches keep the loader's size if it has one.
 
-    A loader that shuffles is shuffled by our generator instead of the global one, so that a run can be repeated. A
-    loader with a sampler of its own is iterated as it is: seeding it is its owner's affair.
+    The order comes from our generator instead of the global one, so that a run can be repeated. A loader that samples
+    in its own way (a sampler, a batch sampler, with replacement) is iterated as it is: its owner sees to its seed.
+
+    Raises:
+        TypeError: a data set without a length, or batches that are not (inputs, targets).
+        ValueError: no example at all, or none left after the loader has dropped its last, smaller batch.
     """
 
     dataset: Dataset[Any]
@@ -94,13 +109,17 @@ class LoaderExamples:
 
     @property
     def num_examples(self) -> int:
-        """The length of the data set."""
+        """The number of examples in one pass: a sampler or `drop_last` may leave some of the data set out."""
+        loader = self.loader
         try:
-            return len(self.dataset)  # type: ignore[arg-type]
+            if loader is None or loader.batch_size is None:
+                return len(self.dataset)  # type: ignore[arg-type]
+            sampled = len(loader.sampler)  # type: ignore[arg-type]
         except TypeError:
             raise TypeError(
                 f"{type(self.dataset).__name__} has no length: local epochs need to know where they end"
             ) from None
+        return sampled - sampled % loader.batch_size if loader.drop_last else sampled
 
     def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
         """One pass over the data set, through the user's loader where there is one."""
@@ -113,21 +132,26 @@ class LoaderExamples:
 
     def _loader(self, batch_size: int, generator: Generator | None) -> DataLoader[Any]:
         given = self.loader
+        # Without a generator of its own a loader draws a number from the global one, even if it shuffles nothing.
+        shuffle, draws = generator is not None, Generator() if generator is None else generator
         if given is None:
-            return DataLoader(self.dataset, batch_size, shuffle=generator is not None, generator=generator)
-        if given.batch_size is None or not isinstance(
-            given.sampler, torch.utils.data.RandomSampler | torch.utils.data.SequentialSampler
-        ):
+            _check_batch_size(batch_size)
+            return DataLoader(self.dataset, batch_size, shuffle=shuffle, generator=draws)
+        if not _samples_plainly(given):
             return given
         return DataLoader(
             self.dataset,
             given.batch_size,
-            shuffle=generator is not None,
-            generator=generator,
+            shuffle=shuffle,
+            generator=draws,
             num_workers=given.num_workers,
             collate_fn=given.collate_fn,
             pin_memory=given.pin_memory,
             drop_last=given.drop_last,
+            timeout=given.timeout,
+            worker_init_fn=given.worker_init_fn,
+            multiprocessing_context=given.multiprocessing_context,
+            prefetch_factor=given.prefetch_factor,
         )
 
 
@@ -155,3 +179,16 @@ def client_data(data: Any) -> ClientData:
     if isinstance(data, tuple | list) and len(data) == 2:
         return Examples(torch.as_tensor(data[0]), torch.as_tensor(data[1]))
     raise TypeError(f"a client's data must be a pair of tensors, a Dataset or a DataLoader, got {type(data).__name__}")
+
+
+def _samples_plainly(loader: DataLoader[Any]) -> bool:
+    """Whether one pass of the loader is the data set, each example once, in its order or shuffled."""
+    sampler = loader.sampler
+    if loader.batch_size is None or len(sampler) != len(loader.dataset):  # type: ignore[arg-type]
+        return False
+    return isinstance(sampler, SequentialSampler) or (isinstance(sampler, RandomSampler) and not sampler.replacement)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")

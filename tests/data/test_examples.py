@@ -1,0 +1,217 @@
+"""In whatever form a client's data come, a pass yields every example once, in an order that the generator decides."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+
+from dswag.data.examples import ClientData, Examples, LoaderExamples, client_data
+
+N = 10
+INPUTS = torch.arange(N, dtype=torch.float32).view(N, 1) * 10
+TARGETS = torch.arange(N)
+
+
+class Pairs(Dataset):
+    """A data set that gives its examples one by one."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return INPUTS[index], int(TARGETS[index])
+
+
+class Stream(IterableDataset):
+    """A data set without a length."""
+
+    def __iter__(self):
+        return iter([(INPUTS[0], 0)])
+
+
+FORMS = {
+    "pair of tensors": lambda: (INPUTS, TARGETS),
+    "pair of arrays": lambda: (INPUTS.numpy(), np.arange(N, dtype=np.uint8)),
+    "Examples": lambda: Examples(INPUTS, TARGETS),
+    "TensorDataset": lambda: TensorDataset(INPUTS, TARGETS),
+    "Subset of a TensorDataset": lambda: Subset(
+        TensorDataset(INPUTS.repeat(2, 1), TARGETS.repeat(2)), list(range(N, 2 * N))
+    ),
+    "Dataset": Pairs,
+    "Subset of a Dataset": lambda: Subset(Pairs(), range(N)),
+    "DataLoader": lambda: DataLoader(Pairs(), batch_size=4),
+    "shuffling DataLoader": lambda: DataLoader(Pairs(), batch_size=4, shuffle=True),
+}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def one_pass(data, **settings):
+    inputs, targets = zip(*data.batches(4, **settings), strict=True)
+    return torch.cat(inputs), torch.cat(targets)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_pass_without_a_generator_is_the_data_in_their_order(form):
+    data = client_data(FORMS[form]())
+    assert isinstance(data, ClientData)
+    assert data.num_examples == N
+    inputs, targets = one_pass(data)
+    assert torch.equal(inputs, INPUTS)
+    assert torch.equal(targets, TARGETS)
+    assert targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_pass_with_a_generator_is_a_shuffle_that_the_seed_decides(form):
+    data = client_data(FORMS[form]())
+    first, again, other = (one_pass(data, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first[0].flatten(), first[1] * 10.0)
+    assert torch.equal(first[1].sort().values, TARGETS)
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_pass_leaves_the_global_generator_alone(form, seed):
+    data = client_data(FORMS[form]())
+    before = torch.get_rng_state()
+    one_pass(data, generator=None if seed is None else seeded(seed))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(10, 3), (10, 4), (10, 10), (10, 50), (33, 32), (1, 1), (7, 1)])
+def test_batches_of_tensors_are_of_nearly_one_size_and_none_is_too_large(n, batch_size):
+    data = Examples(torch.zeros(n, 2), torch.zeros(n))
+    sizes = [len(targets) for _, targets in data.batches(batch_size, generator=seeded(0))]
+    assert len(sizes) == math.ceil(n / batch_size)
+    assert sum(sizes) == n
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_batches_of_a_loader_keep_its_size_and_a_data_set_takes_ours():
+    assert [len(batch[1]) for batch in client_data(DataLoader(Pairs(), batch_size=3)).batches(4)] == [3, 3, 3, 1]
+    assert [len(batch[1]) for batch in client_data(Pairs()).batches(4)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("data", [Examples(INPUTS, TARGETS), LoaderExamples(Pairs())])
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(data, batch_size):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        list(data.batches(batch_size))
+
+
+def test_augmentation_applies_to_training_passes_alone():
+    data = Examples(INPUTS, TARGETS, augmentation=lambda batch, generator: batch + torch.rand(1, generator=generator))
+    plain = one_pass(Examples(INPUTS, TARGETS), generator=seeded(0))[0]
+    assert torch.equal(one_pass(data, generator=seeded(0))[0], plain)
+    changed = [one_pass(data, generator=seeded(0), augment=True)[0] for _ in range(2)]
+    assert torch.equal(*changed)
+    assert (changed[0] != plain).all()
+    assert torch.equal(one_pass(data, augment=True)[0], INPUTS)
+
+
+def test_selected_examples_keep_their_augmentation():
+    data = Examples(INPUTS, TARGETS.int(), augmentation=lambda batch, generator: batch)
+    part = data[torch.tensor([3, 1])]
+    assert part.targets.tolist() == [3, 1]
+    assert part.inputs.flatten().tolist() == [30, 10]
+    assert part.augmentation is data.augmentation
+    assert len(data[2:5]) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
+def test_whole_numbers_as_targets_become_int64_and_others_stay(dtype):
+    assert Examples(INPUTS, torch.ones(N).to(dtype)).targets.dtype == torch.int64
+    assert Examples(INPUTS, torch.ones(N, dtype=torch.float64)).targets.dtype == torch.float64
+    assert Examples(INPUTS.byte(), TARGETS).inputs.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("shape", [(N,), (N, 2), (N, 1, 3, 3)])
+def test_values_that_are_not_finite_are_named_with_their_example(bad, shape):
+    values = torch.zeros(shape)
+    values.view(N, -1)[7, -1] = bad
+    with pytest.raises(ValueError, match="inputs must be finite, got NaN or infinity in example 7"):
+        Examples(values, TARGETS)
+    with pytest.raises(ValueError, match="targets must be finite, got NaN or infinity in example 7"):
+        Examples(INPUTS, values)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "message"),
+    [
+        ((INPUTS, TARGETS[:3]), ValueError, "must pair up, got 10 inputs, 3 targets"),
+        ((INPUTS[:0], TARGETS[:0]), ValueError, "examples are empty"),
+        (Subset(Pairs(), []), ValueError, "examples are empty"),
+        (Stream(), TypeError, "Stream has no length"),
+        (DataLoader(Stream()), TypeError, "Stream has no length"),
+        ("mnist", TypeError, "pair of tensors, a Dataset or a DataLoader, got str"),
+        ((INPUTS, TARGETS, TARGETS), TypeError, "pair of tensors, a Dataset or a DataLoader, got tuple"),
+    ],
+)
+def test_what_is_no_client_data_is_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        client_data(data)
+
+
+def test_batches_that_are_no_pairs_are_refused():
+    with pytest.raises(TypeError, match=r"a batch must be \(inputs, targets\), got list"):
+        list(client_data(TensorDataset(INPUTS, TARGETS, TARGETS)).batches(4))
+
+
+def test_a_loader_that_drops_its_last_batch_counts_only_what_it_yields():
+    data = client_data(DataLoader(Pairs(), batch_size=4, drop_last=True))
+    assert data.num_examples == sum(len(targets) for _, targets in data.batches(4)) == 8
+    with pytest.raises(ValueError, match="examples are empty"):
+        client_data(DataLoader(Pairs(), batch_size=11, drop_last=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_examples"),
+    [
+        ({"sampler": SubsetRandomSampler([1, 2, 3], generator=seeded(0))}, 3),
+        ({"sampler": RandomSampler(Pairs(), replacement=True, num_samples=25, generator=seeded(0))}, 25),
+        ({"sampler": RandomSampler(Pairs(), num_samples=6, generator=seeded(0))}, 6),
+        ({"batch_sampler": [[0, 1], [2, 3, 4, 5, 6, 7, 8, 9]]}, 10),
+    ],
+)
+def test_a_loader_that_samples_in_its_own_way_is_iterated_as_it_is(settings, num_examples):
+    data = client_data(DataLoader(Pairs(), generator=seeded(0), **settings))
+    assert data.num_examples == num_examples
+    assert sum(len(targets) for _, targets in data.batches(4, generator=seeded(0))) == num_examples
+
+
+def test_a_shuffling_loader_keeps_its_other_settings():
+    def collate(examples):
+        return torch.stack([inputs for inputs, _ in examples]) + 1, torch.tensor([target for _, target in examples])
+
+    inputs, targets = one_pass(
+        client_data(DataLoader(Pairs(), batch_size=5, shuffle=True, collate_fn=collate)), generator=seeded(0)
+    )
+    assert torch.equal(inputs.flatten(), targets * 10.0 + 1)
+
+
+def test_data_of_the_user_own_form_are_taken_as_they_are():
+    class Own:
+        num_examples = 3
+
+        def batches(self, batch_size, *, generator=None, augment=False):
+            yield {"a": torch.zeros(3)}, torch.zeros(3)
+
+    own = Own()
+    assert client_data(own) is own
