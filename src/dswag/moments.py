@@ -16,11 +16,13 @@ CHUNK = 1 << 16
 
 
 class Moments:
-    """Mean, centred second moment and the last K deviation columns of snapshots of θ, accumulated in place.
+    """Mean, variance and the last K deviation columns of snapshots of θ, accumulated in place.
 
-    All are moments of θ - anchor, which loses nothing where θ stays near the anchor: E[θ²] - (E θ)², as printed in
-    line 32, cancels in float32 (`test_variance_survives_where_the_printed_formula_cancels`). Snapshots enter by
-    Welford's update and whole accumulators by Chan's: the moments are the same for any order and any grouping.
+    Kept are sums of θ - anchor and of its square, in float64. Differences to a point near all snapshots lose nothing,
+    while E[θ²] - (E θ)², as printed in line 32, cancels in float32
+    (`test_variance_survives_where_the_printed_formula_cancels`). Sums also make merging an addition, so that neither
+    the order of the snapshots nor the grouping of merges matters to the last digit of float32. They cost 16 bytes a
+    parameter, where K = 20 columns cost 80.
 
     Args:
         anchor: θ [d] from which all snapshots start; the first snapshot if None.
@@ -71,7 +73,7 @@ class Moments:
             self._add(self._flatten(snapshot), (self.count if index is None else index, 0))
 
     def merge(self, other: Self) -> None:
-        """Takes in all snapshots of another accumulator (Chan, Golub & LeVeque 1983).
+        """Takes in all snapshots of another accumulator, whose anchor may be another.
 
         Raises:
             ValueError: printed columns, which depend on the order of the snapshots, or ranks that differ.
@@ -86,20 +88,17 @@ class Moments:
         if other.anchor is None:
             return
         anchor = self._anchor(other.anchor)
-        count = self.count + other.count
-        shift = other.anchor - anchor
-        for part in _chunks(anchor):
-            gap = other._mean[part] + shift[part] - self._mean[part]
-            self._mean[part].add_(gap, alpha=other.count / count)
-            self._scatter[part].add_(other._scatter[part]).addcmul_(gap, gap, value=self.count * other.count / count)
-        self.count = count
+        shift = other.anchor.double() - anchor.double()
+        self._squares.add_(other._squares).add_(2 * shift * other._sum + other.count * shift.square())
+        self._sum.add_(other._sum).add_(shift, alpha=other.count)
+        self.count += other.count
         for key, column in zip(other._keys, other._columns, strict=False):
             slot = self._slot(key)
             if slot is not None:
                 torch.add(column, shift, out=self._columns[slot])
 
     def posterior(self) -> GaussianPosterior:
-        """The Gaussian over weights (line 32): mean, variance = centred second moment / n, and columns [k, d].
+        """The Gaussian over weights (line 32): mean, variance (divided by n, not n - 1) and columns [k, d].
 
         Raises:
             ValueError: fewer than two snapshots, which have no spread.
@@ -109,13 +108,15 @@ class Moments:
                 f"a posterior needs at least 2 snapshots, got {self.count}: "
                 "use more explorers, more cycles, or more snapshots per cycle"
             )
-        order = sorted(range(len(self._keys)), key=self._keys.__getitem__)
-        columns = self._columns[order]
+        mean = self._sum / self.count
+        variance = (self._squares / self.count - mean.square()).clamp_min_(0)  # l. 32
+        columns = self._columns[sorted(range(len(self._keys)), key=self._keys.__getitem__)]
         if self.centering == "final":
-            columns -= self._mean
+            columns -= mean
+        dtype = columns.dtype
         return GaussianPosterior(
-            mean=self.anchor + self._mean,
-            variance=self._scatter / self.count,
+            mean=(self.anchor + mean).to(dtype),
+            variance=variance.to(dtype),
             deviations=columns,
             count=self.count,
             layout=self.layout,
@@ -135,9 +136,10 @@ class Moments:
     def _allocate(self, anchor: Float[Tensor, "d"]) -> None:
         if anchor.dim() != 1:
             raise ValueError(f"θ must be a vector [d], got shape {list(anchor.shape)}")
-        self._mean = torch.zeros_like(anchor)
-        self._scatter = torch.zeros_like(anchor)
-        self._columns = anchor.new_empty(self.rank, len(anchor))
+        self._sum = torch.zeros_like(anchor, dtype=torch.float64)
+        self._squares = torch.zeros_like(anchor, dtype=torch.float64)
+        dtype = torch.promote_types(anchor.dtype, torch.float32)
+        self._columns = anchor.new_empty(self.rank, len(anchor), dtype=dtype)
 
     def _flatten(self, snapshot: Tensor | nn.Module | Mapping[str, Tensor]) -> Float[Tensor, "d"]:
         if isinstance(snapshot, Tensor):
@@ -156,15 +158,15 @@ class Moments:
             raise ValueError(f"a snapshot must have shape {list(anchor.shape)}, got {list(theta.shape)}")
         self.count += 1  # n + 1 in line 27
         for part in _chunks(theta):
-            step = theta[part] - anchor[part]
-            step -= self._mean[part]
-            self._mean[part].add_(step, alpha=1 / self.count)
-            self._scatter[part].addcmul_(step, step, value=(self.count - 1) / self.count)
+            step = theta[part].double().sub_(anchor[part])
+            self._sum[part].add_(step)
+            self._squares[part].addcmul_(step, step)
         slot = self._slot(key)  # l. 28
         if slot is not None:
-            column = torch.sub(theta, anchor, out=self._columns[slot])  # l. 29
+            column = self._columns[slot]
+            torch.sub(theta, anchor, out=column)  # l. 29
             if self.centering == "running":
-                column -= self._mean
+                column -= self._sum / self.count
 
     def _slot(self, key: tuple[int, int]) -> int | None:
         """The slot for a column: a free one, or that of the lowest key if the column's own is higher (line 28)."""

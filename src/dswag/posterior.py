@@ -86,8 +86,10 @@ class GaussianPosterior:
         the number of threads and however many draws are asked for at once.
 
         Raises:
-            ValueError: an unknown kind, a scale that is negative or not finite, or columns asked for where none are.
+            ValueError: no draws, an unknown kind, a scale that cannot be, or columns asked for where there are none.
         """
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
         diagonal, low_rank = self._factors(kind, scale)
         draws = self.mean.new_empty(n, len(self.mean))
         z2 = torch.stack([_normal(len(self.deviations), seed, first + i) for i in range(n)]) if low_rank else None
@@ -224,4 +226,4 @@ def _check_format(path: str | Path, described: dict[str, str]) -> None:
 
 def _normal(size: int, *path: int) -> Tensor:
     """Standard normal values [size], a function of the path alone."""
-    return torch.randn(size, generator=generator_for(*path))
+    return torch.randn(size, generator=generator_for(*path), dtype=torch.float32)
