@@ -1,12 +1,10 @@
-"""Both algorithms as the paper prints them, read as docs/paper.md says: float64, one thing after another, no library code.
+"""Both algorithms as the paper prints them, read as docs/paper.md says: float64, one thing after another.
 
-The batches that each client saw and the clients sampled are given: they are data, not part of what is computed.
+No library code takes part. The batches and the sampled clients are given: they are data, not what is computed.
 """
 
 import torch
 from torch import Tensor
-
-Gradient = "Callable[[Tensor, Batch], Tensor]"
 
 
 def local_sgd(theta, batches_of_epochs, rates, gradient, *, momentum=0.0, weight_decay=0.0):
@@ -36,7 +34,7 @@ def columns_centred_on_final_mean(snapshots, rank):
 
 
 def columns_as_printed(snapshots, rank):
-    """Lines 26-30 to the letter: the deviation of each of the last K snapshots from the mean so far, itself included."""
+    """Lines 26-30 to the letter: deviations of the last K snapshots from the mean so far, themselves included."""
     mean = torch.zeros_like(snapshots[0], dtype=torch.float64)
     columns = []
     for n, snapshot in enumerate(snapshots):

@@ -197,8 +197,10 @@ def test_a_snapshot_of_another_length_is_refused():
         Moments(anchor).add(torch.zeros(9))
 
 
-def test_the_anchor_and_the_snapshots_are_left_alone():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_anchor_and_the_snapshots_are_left_alone(dtype):
     anchor, thetas = snapshots(3, d=8)
+    anchor, thetas = anchor.to(dtype), [theta.to(dtype) for theta in thetas]
     before = [tensor.clone() for tensor in (anchor, *thetas)]
     moments = accumulate(anchor, thetas)
     moments.posterior()

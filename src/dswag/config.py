@@ -13,7 +13,7 @@ from dswag.cohorts import cohort_size
 from dswag.files import write_text
 
 Count = Annotated[int, Field(ge=1, strict=True)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)]
 
 
@@ -30,28 +30,28 @@ class Config:
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Every random choice of the run is a function of it."""
 
-    rounds: Count = 15
+    rounds: Count = 20
     """Phase 1: global rounds (T)."""
     clients_per_round: Share = 1.0
     """Phase 1: share of the clients sampled in each round (S in line 4)."""
     local_epochs: Count = 1
     """Phase 1: epochs on each client in each round (L)."""
-    learning_rate: Rate = 0.1
+    learning_rate: Rate = 0.05
     """Phase 1: learning rate (η_l1)."""
     final_learning_rate: Rate | None = None
     """Phase 1: the learning rate falls linearly to this one in the last round; it is constant if not given."""
     aggregation: Literal["mean", "weighted-mean"] = "mean"
     """Phase 1: the server's Update (line 12); "weighted-mean" weighs clients by their number of examples."""
-    stop_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
+    stop_accuracy: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     """Phase 1: ends early once the accuracy on the clients' own data reaches this (Section 6.1)."""
 
     explorers: Share = 1.0
     """Phase 2: share of the clients that explore (P in line 16)."""
-    explore_epochs: Count = 10
+    explore_epochs: Count = 5
     """Phase 2: epochs on each explorer (M)."""
-    explore_learning_rate: Rate = 0.02
+    explore_learning_rate: Rate = 0.01
     """Phase 2: learning rate at the start of each cycle (α₁ of η_l2)."""
-    explore_final_learning_rate: Rate = 0.002
+    explore_final_learning_rate: Rate = 0.001
     """Phase 2: learning rate towards which each cycle falls (α₂ of η_l2)."""
     cycles: Count = 1
     """Phase 2: learning rate cycles on each explorer, of M / cycles epochs each (c)."""
@@ -60,9 +60,9 @@ class Config:
 
     batch_size: Count = 50
     """Client update: most examples in a minibatch; the batches of an epoch differ in size by at most one."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.9
     """Client update: momentum of SGD, from zero at the start of every task."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 1e-4
     """Client update: weight decay of SGD."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Client update: "bfloat16" runs forward and backward under autocast; weights stay float32."""
@@ -74,33 +74,39 @@ class Config:
 
     samples: Count = 30
     """Algorithm 2: draws from the posterior (S)."""
-    scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    scale: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 1.0
     """Algorithm 2: factor on the covariance; the paper's is 1."""
     batch_norm_examples: Annotated[int, Field(ge=2, strict=True)] | None = None
     """Algorithm 2: examples of each client in each BatchNorm refresh, rounded up to batches; all if not given."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        cohort_size(self.clients_per_round, self.clients)
-        explorers = cohort_size(self.explorers, self.clients)
+        faults = []
+        for name in ("clients_per_round", "explorers"):
+            try:
+                cohort_size(getattr(self, name), self.clients)
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
         period = self.explore_epochs // self.cycles
         if self.explore_epochs % self.cycles:
-            raise ValueError(
+            faults.append(
                 f"cycles must divide explore_epochs, got {self.cycles} cycles in {self.explore_epochs} epochs: "
                 "the last cycle would end early"
             )
-        if self.snapshots_per_cycle > period:
-            raise ValueError(
+        elif self.snapshots_per_cycle > period:
+            faults.append(
                 f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
             )
-        if explorers * self.cycles * self.snapshots_per_cycle < 2:
-            raise ValueError(
-                "one snapshot in all gives a posterior without spread: raise explorers, cycles or snapshots_per_cycle"
-            )
         if self.rank == 1:
-            raise ValueError(
+            faults.append(
                 "rank must be 0 or at least 2, got 1: the covariance divides by the number of columns minus one"
             )
+        if not faults and cohort_size(self.explorers, self.clients) * self.cycles * self.snapshots_per_cycle < 2:
+            faults.append(
+                "one snapshot in all gives a posterior without spread: raise explorers, cycles or snapshots_per_cycle"
+            )
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
     @classmethod
@@ -123,7 +129,7 @@ class Config:
         try:
             return cls(**values)
         except ValidationError as error:
-            faults = [_describe(fault) for fault in error.errors()]
+            faults = [line for fault in error.errors() for line in _describe(fault).splitlines()]
             raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults)) from None
 
     def to_toml(self, path: str | Path) -> None:

@@ -158,7 +158,7 @@ class Moments:
             raise ValueError(f"a snapshot must have shape {list(anchor.shape)}, got {list(theta.shape)}")
         self.count += 1  # n + 1 in line 27
         for part in _chunks(theta):
-            step = theta[part].double().sub_(anchor[part])
+            step = theta[part].double() - anchor[part]
             self._sum[part].add_(step)
             self._squares[part].addcmul_(step, step)
         slot = self._slot(key)  # l. 28

@@ -21,16 +21,16 @@ class Predictive:
 
     probabilities: Float[Tensor, "n c"]
     """Mean over the draws, p(y*|Data)."""
-    expected_entropy: Float[Tensor, " n"]
+    expected_entropy: Float[Tensor, "n"]
     """Mean entropy of the draws: uncertainty that remains when the weights are known."""
 
     @property
-    def entropy(self) -> Float[Tensor, " n"]:
+    def entropy(self) -> Float[Tensor, "n"]:
         """Entropy of the mean probabilities: all uncertainty, between 0 and ln c."""
         return _entropy(self.probabilities)
 
     @property
-    def mutual_information(self) -> Float[Tensor, " n"]:
+    def mutual_information(self) -> Float[Tensor, "n"]:
         """Entropy minus expected entropy, at least 0: how much the draws disagree."""
         return (self.entropy - self.expected_entropy).clamp_min(0)
 
@@ -115,16 +115,14 @@ def _average(
         workspace.load(member(i))
         workspace.module.eval()
         with torch.inference_mode():
-            return torch.cat([workspace.module(workspace.place(batch)).softmax(1) for batch in batches])
+            return torch.cat([_probabilities(workspace.module(workspace.place(batch))) for batch in batches])
 
-    workers = min(count, default_workers())
-    workspaces = [Workspace(model) for _ in range(workers)]
-    probabilities: Tensor | float = 0.0
-    expected_entropy: Tensor | float = 0.0
-    for member_probabilities in ordered_map(predict_with, workspaces, range(count)):  # l. 1
-        probabilities = probabilities + member_probabilities / count  # l. 4
-        expected_entropy = expected_entropy + _entropy(member_probabilities) / count
-    return Predictive(torch.as_tensor(probabilities), torch.as_tensor(expected_entropy))  # l. 6
+    workspaces = [Workspace(model) for _ in range(min(count, default_workers()))]
+    mean = expected_entropy = torch.zeros(())
+    for probabilities in ordered_map(predict_with, workspaces, range(count)):  # l. 1
+        mean = mean + probabilities / count  # l. 4
+        expected_entropy = expected_entropy + _entropy(probabilities) / count
+    return Predictive(mean, expected_entropy)  # l. 6
 
 
 def _refresh(
@@ -152,5 +150,12 @@ def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Sequence[Any]:
     return batches
 
 
-def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+def _probabilities(logits: Any) -> Float[Tensor, "b c"]:
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must return logits [b, c] to predict classes, got {found}")
+    return logits.float().softmax(1)
+
+
+def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:
     return torch.special.entr(probabilities).sum(1)

@@ -1,0 +1,42 @@
+"""What several test files share: small models and clients with data that they can learn."""
+
+import pytest
+import torch
+from torch import nn
+
+from dswag.data.examples import Examples
+from dswag.randomness import DrawFrom, generator_for
+
+
+@pytest.fixture
+def make_clients():
+    """Clients with examples of a noisy linear rule over 6 features and 3 classes, each with its own number of them."""
+
+    def make(sizes=(20, 33, 11), *, seed=0, dtype=torch.float32):
+        rule = torch.randn(6, 3, generator=generator_for(seed))
+        clients = []
+        for client, size in enumerate(sizes):
+            generator = generator_for(seed, client)
+            inputs = torch.randn(size, 6, generator=generator)
+            noise = 0.5 * torch.randn(size, 3, generator=generator)
+            clients.append(Examples(inputs.to(dtype), (inputs @ rule + noise).argmax(1)))
+        return clients
+
+    return make
+
+
+@pytest.fixture
+def make_model():
+    """A small network with a hidden layer; `batch_norm` and `dropout` put such layers in."""
+
+    def make(*, batch_norm=False, dropout=0.0, seed=0):
+        with DrawFrom(generator_for(seed)):
+            return nn.Sequential(
+                nn.Linear(6, 5),
+                *([nn.BatchNorm1d(5)] if batch_norm else []),
+                nn.Tanh(),
+                *([nn.Dropout(dropout)] if dropout else []),
+                nn.Linear(5, 3),
+            )
+
+    return make

@@ -1,0 +1,243 @@
+"""Algorithm 1 against the slow reference, and what a run promises."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from slow_reference import (
+    columns_as_printed,
+    columns_centred_on_final_mean,
+    local_sgd,
+    two_pass_moments,
+)
+
+from dswag import ClientError, Config, InProcess, Layout, collect, evaluate, explore, synchronize, train
+from dswag.cohorts import sample_clients
+from dswag.folds import Snapshots
+from dswag.randomness import derive_seed
+
+SETTINGS = {
+    "clients": 4,
+    "seed": 5,
+    "rounds": 3,
+    "clients_per_round": 3,
+    "local_epochs": 2,
+    "learning_rate": 0.3,
+    "final_learning_rate": 0.1,
+    "explorers": 0.75,
+    "explore_epochs": 6,
+    "explore_learning_rate": 0.2,
+    "explore_final_learning_rate": 0.05,
+    "cycles": 2,
+    "snapshots_per_cycle": 2,
+    "batch_size": 7,
+    "momentum": 0.8,
+    "weight_decay": 0.01,
+    "rank": 5,
+}
+SIZES = (20, 33, 11, 26)
+
+
+def slow_algorithm_1(model, clients, config):
+    """Algorithm 1 in the order of its lines; batches and cohorts come from the run's seed, as data."""
+    layout = Layout.of(model)
+
+    def gradient(theta, batch):
+        inputs, targets = batch
+        leaf = theta.clone().requires_grad_()
+        outputs = torch.func.functional_call(model, layout.views(leaf), (inputs,))
+        return torch.autograd.grad(F.cross_entropy(outputs, targets), leaf)[0]
+
+    def go(theta, client, rates, phase, round):
+        generator = generator_from(derive_seed(config.seed, phase, round, client))
+        epochs = [list(clients[client].batches(config.batch_size, generator=generator)) for _ in rates]
+        return local_sgd(theta, epochs, rates, gradient, momentum=config.momentum, weight_decay=config.weight_decay)
+
+    epochs = config.rounds * config.local_epochs
+    theta, path = layout.flatten(model), []
+    for t in range(config.rounds):  # l. 3
+        cohort = sample_clients(config.clients_per_round, config.clients, seed=config.seed, phase=1, round=t)
+        rates = [
+            config.learning_rate + (config.final_learning_rate - config.learning_rate) * e / (epochs - 1)
+            for e in range(t * config.local_epochs, (t + 1) * config.local_epochs)
+        ]
+        ends = [go(theta, client, rates, 1, t)[-1] for client in cohort]
+        weights = [clients[client].num_examples if config.aggregation == "weighted-mean" else 1 for client in cohort]
+        theta = sum(w * end for w, end in zip(weights, ends, strict=True)) / sum(weights)  # l. 12
+        path.append(theta)
+    cohort = sample_clients(config.explorers, config.clients, seed=config.seed, phase=2, round=0)  # l. 16
+    c = config.explore_epochs // config.cycles
+    a1, a2 = config.explore_learning_rate, config.explore_final_learning_rate
+    rates = [(1 - (t % c) / c) * a1 + (t % c) / c * a2 for t in range(config.explore_epochs)]
+    snapshots = []
+    for client in cohort:
+        after = go(theta, client, rates, 2, 0)
+        # Epochs 1.5, 3, 4.5, 6 of 6, rounded down: two snapshots in each of two cycles.
+        snapshots += [after[0], after[2], after[3], after[5]]
+    return path, snapshots
+
+
+def generator_from(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "weighted-mean"])
+@pytest.mark.parametrize("centering", ["final", "running"])
+def test_algorithm_1_agrees_with_the_slow_reference(make_model, make_clients, aggregation, centering):
+    config = Config(**SETTINGS, aggregation=aggregation, centering=centering)
+    model, clients = make_model().double(), make_clients(SIZES, dtype=torch.float64)
+    path, snapshots = slow_algorithm_1(model, clients, config)
+    run = train(model, clients, config)
+    exact = {"rtol": 1e-11, "atol": 1e-13}  # float64, about a hundred steps of a contracting iteration
+    for round, theta in zip(run.history, path, strict=True):
+        torch.testing.assert_close(round.theta, theta, **exact)
+    mean, variance = two_pass_moments(snapshots)
+    columns = {"final": columns_centred_on_final_mean, "running": columns_as_printed}[centering]
+    torch.testing.assert_close(run.posterior.mean, mean, **exact)
+    torch.testing.assert_close(run.posterior.variance, variance, rtol=1e-9, atol=1e-15)
+    torch.testing.assert_close(run.posterior.deviations, columns(snapshots, config.rank), rtol=1e-9, atol=1e-12)
+    assert run.posterior.count == 3 * 4
+
+
+def test_single_precision_follows_the_reference(make_model, make_clients):
+    config = Config(**SETTINGS)
+    _, snapshots = slow_algorithm_1(make_model().double(), make_clients(SIZES, dtype=torch.float64), config)
+    posterior = train(make_model(), make_clients(SIZES), config).posterior
+    mean, _ = two_pass_moments(snapshots)
+    # Rounding of 1e-7 a step, over a hundred steps of weights of size one.
+    torch.testing.assert_close(posterior.mean.double(), mean, rtol=0, atol=2e-5)
+
+
+def bits(run):
+    return [run.theta, *run.posterior.payload().values()]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_same_config_gives_the_same_bits_for_any_number_of_workers(make_model, make_clients, dropout):
+    config, clients = Config(**SETTINGS), make_clients(SIZES)
+    model = make_model(dropout=dropout, batch_norm=True)
+    runs = [
+        train(model, clients, config, engine=InProcess(model, clients, workers=workers)) for workers in (1, 2, 3, 2)
+    ]
+    for run in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(bits(run), bits(runs[0]), strict=True))
+
+
+def test_another_seed_gives_another_posterior(make_model, make_clients):
+    one, two = (train(make_model(), make_clients(SIZES), Config(**{**SETTINGS, "seed": seed})) for seed in (1, 2))
+    assert not torch.equal(one.posterior.mean, two.posterior.mean)
+
+
+def test_training_changes_neither_the_model_nor_the_global_generator(make_model, make_clients):
+    model = make_model(batch_norm=True, dropout=0.2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    train(model, make_clients(SIZES), Config(**SETTINGS))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_parts_make_the_whole(make_model, make_clients):
+    """Those who own the loop get what `train` gives, and may resume it at any round."""
+    config, model, clients = Config(**SETTINGS), make_model(), make_clients(SIZES)
+    whole = train(model, clients, config)
+    engine, theta = InProcess(model, clients), Layout.of(model).flatten(model)
+    for round in synchronize(engine, theta, config):
+        theta = round.theta
+        if round.number == 2:
+            break
+    for round in synchronize(engine, theta, config, start=2):
+        theta = round.theta
+    posterior = explore(engine, theta, config, collect(theta, config)).posterior()
+    assert all(torch.equal(a, b) for a, b in zip((theta, *posterior.payload().values()), bits(whole), strict=True))
+
+
+def test_one_worker_works_with_several_snapshots(make_model, make_clients):
+    config = Config(clients=1, rounds=2, explore_epochs=6, cycles=3, batch_size=10)
+    posterior = train(make_model(), make_clients((40,)), config).posterior
+    assert posterior.count == 3
+    assert posterior.variance.sum() > 0
+
+
+def test_only_a_part_of_the_clients_takes_part(make_model, make_clients):
+    config = Config(clients=5, rounds=30, clients_per_round=0.4, explorers=2, explore_epochs=1, batch_size=50)
+    run = train(make_model(), make_clients((8,) * 5), config)
+    cohorts = [round.clients for round in run.history]
+    assert all(len(set(cohort)) == 2 for cohort in cohorts)
+    assert {client for cohort in cohorts for client in cohort} == set(range(5))
+    assert run.posterior.count == 2
+
+
+def test_training_stops_once_the_accuracy_is_reached(make_model, make_clients):
+    config = Config(clients=3, rounds=200, learning_rate=0.1, stop_accuracy=0.8, batch_size=10)
+    run = train(make_model(batch_norm=True), make_clients(), config)
+    assert 1 < len(run.history) < 200
+    assert run.history[-1].accuracy >= 0.8 > max(round.accuracy for round in run.history[:-1])
+    evaluation = evaluate(run.engine, run.theta, config)
+    assert evaluation.accuracy == run.history[-1].accuracy
+    assert evaluation.num_examples == 20 + 33 + 11
+
+
+def test_evaluation_is_that_of_all_examples_together(make_model, make_clients):
+    model, clients = make_model(), make_clients()
+    config = Config(clients=3)
+    evaluation = evaluate(InProcess(model, clients), Layout.of(model).flatten(model), config)
+    inputs = torch.cat([client.inputs for client in clients])
+    targets = torch.cat([client.targets for client in clients])
+    with torch.no_grad():
+        outputs = model(inputs)
+    assert evaluation.loss == pytest.approx(F.cross_entropy(outputs, targets).item(), rel=1e-6)
+    assert evaluation.accuracy == (outputs.argmax(1) == targets).float().mean().item()
+
+
+def test_history_tells_the_mean_training_loss(make_model, make_clients):
+    """With a learning rate of nearly nothing it is the loss of θ_0."""
+    model, clients = make_model(), make_clients()
+    run = train(model, clients, Config(clients=3, rounds=1, learning_rate=1e-12, weight_decay=0.0))
+    expected = evaluate(run.engine, Layout.of(model).flatten(model), run.config).loss
+    assert run.history[0].loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_snapshot_can_be_kept_beside_the_moments(make_model, make_clients):
+    config, model, clients = Config(**SETTINGS), make_model(), make_clients(SIZES)
+    theta = Layout.of(model).flatten(model)
+    thetas = explore(InProcess(model, clients), theta, config, Snapshots()).result()
+    moments = explore(InProcess(model, clients), theta, config, collect(theta, config))
+    assert thetas.shape == (12, len(theta))
+    mean, _ = two_pass_moments(list(thetas))
+    assert torch.equal(moments.posterior().mean, mean.float())
+
+
+# Bad input
+
+
+def test_divergence_names_client_round_epoch_and_rate(make_model, make_clients):
+    config = Config(clients=3, rounds=2, learning_rate=1e30, local_epochs=2)
+    with pytest.raises(ClientError, match=r"client \d failed in round 1, epoch [12]: .*(learning rate 1e\+30)"):
+        train(make_model(), make_clients(), config)
+
+
+def test_divergence_in_phase_2_is_named(make_model, make_clients):
+    config = Config(clients=3, rounds=1, explore_learning_rate=1e30, explore_final_learning_rate=1e30)
+    with pytest.raises(ClientError, match=r"client \d failed in phase 2, epoch"):
+        train(make_model(), make_clients(), config)
+
+
+def test_a_config_for_another_number_of_clients_is_refused(make_model, make_clients):
+    with pytest.raises(ValueError, match=r"the config is for 10 clients, got 3: pass Config\(clients=3, ...\)"):
+        train(make_model(), make_clients(), Config())
+
+
+def test_a_client_with_nan_inputs_is_named(make_model):
+    good = (torch.zeros(4, 6), torch.zeros(4, dtype=torch.int64))
+    bad = (torch.full((4, 6), math.nan), good[1])
+    with pytest.raises(ValueError, match="client 1: inputs must be finite"):
+        train(make_model(), [good, bad], Config(clients=2))
+
+
+def test_labels_out_of_range_are_named(make_model):
+    clients = [(torch.zeros(4, 6), torch.tensor([0, 1, 2, 2])), (torch.zeros(4, 6), torch.tensor([0, 1, 2, 3]))]
+    with pytest.raises(ClientError, match=r"client 1 failed in round 1: .*3.*out of bounds"):
+        train(make_model(), clients, Config(clients=2))
