@@ -118,11 +118,11 @@ def _average(
             return torch.cat([_probabilities(workspace.module(workspace.place(batch))) for batch in batches])
 
     workspaces = [Workspace(model) for _ in range(min(count, default_workers()))]
-    mean = expected_entropy = torch.zeros(())
+    total = total_entropy = torch.zeros(())
     for probabilities in ordered_map(predict_with, workspaces, range(count)):  # l. 1
-        mean = mean + probabilities / count  # l. 4
-        expected_entropy = expected_entropy + _entropy(probabilities) / count
-    return Predictive(mean, expected_entropy)  # l. 6
+        total = total + probabilities  # l. 4
+        total_entropy = total_entropy + _entropy(probabilities)
+    return Predictive(total / count, total_entropy / count)  # l. 6
 
 
 def _refresh(

@@ -1,0 +1,186 @@
+"""Algorithm 2 against a slow loop, and what its uncertainties promise."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dswag import GaussianPosterior, InProcess, Layout, ensemble, predict, predictive
+from dswag.randomness import generator_for
+
+
+def around(model, *, spread=0.3, k=3, seed=0):
+    """A posterior around the model's weights."""
+    layout = Layout.of(model)
+    theta = layout.flatten(model)
+    generator = generator_for(seed)
+    return GaussianPosterior(
+        mean=theta,
+        variance=spread**2 * torch.rand(len(theta), generator=generator),
+        deviations=spread * torch.randn(k, len(theta), generator=generator),
+        count=k,
+        layout=layout,
+    )
+
+
+def inputs(n=17, seed=9):
+    return torch.randn(n, 6, generator=generator_for(seed))
+
+
+def slow_algorithm_2(model, thetas, x, statistics=None):
+    """Lines 1-6 with the draws given: float64, one after another."""
+    layout = Layout.of(model)
+    probabilities = torch.zeros(len(x), 3, dtype=torch.float64)
+    entropy = torch.zeros(len(x), dtype=torch.float64)
+    for i, theta in enumerate(thetas):  # l. 1
+        w1, b1, *scale_and_shift, w2, b2 = (v.double() for v in layout.views(theta).values())
+        hidden = x.double() @ w1.T + b1
+        if statistics is not None:
+            mean, variance = statistics[i]  # l. 3
+            hidden = (hidden - mean) / (variance + 1e-5).sqrt() * scale_and_shift[0] + scale_and_shift[1]
+        p = (hidden.tanh() @ w2.T + b2).softmax(1)
+        probabilities += p / len(thetas)  # l. 4
+        entropy -= (p * p.log()).sum(1) / len(thetas)
+    return probabilities, entropy  # l. 6
+
+
+@pytest.mark.parametrize("kind", ["swag", "diagonal", "low_rank"])
+def test_algorithm_2_agrees_with_the_slow_reference(make_model, kind):
+    model, x = make_model(), inputs()
+    posterior = around(model)
+    result = predictive(model, posterior, x, samples=7, seed=3, kind=kind, scale=0.5, batch_size=5)
+    thetas = posterior.sample(3, 7, kind=kind, scale=0.5)
+    probabilities, expected_entropy = slow_algorithm_2(model, thetas, x)
+    close = {"rtol": 1e-5, "atol": 1e-6}  # float32 logits of size one
+    torch.testing.assert_close(result.probabilities.double(), probabilities, **close)
+    torch.testing.assert_close(result.expected_entropy.double(), expected_entropy, **close)
+    torch.testing.assert_close(result.entropy.double(), -(probabilities * probabilities.log()).sum(1), **close)
+    assert torch.equal(predict(model, posterior, x, samples=7, seed=3, kind=kind, scale=0.5), result.probabilities)
+
+
+def test_batch_norm_is_refreshed_for_every_draw_from_all_clients(make_model, make_clients):
+    """The layer's statistics are those of its inputs over the union of the clients' data, under that draw's weights."""
+    model, clients, x = make_model(batch_norm=True), make_clients(), inputs()
+    posterior = around(model)
+    everything = torch.cat([client.inputs for client in clients]).double()
+    thetas = posterior.sample(1, 4)
+    statistics = []
+    for theta in thetas:
+        w1, b1 = (theta.double() for theta in list(Layout.of(model).views(theta).values())[:2])
+        hidden = everything @ w1.T + b1
+        statistics.append((hidden.mean(0), hidden.var(0, unbiased=True)))
+    expected, _ = slow_algorithm_2(model, thetas, x, statistics)
+    got = predict(model, posterior, x, samples=4, seed=1, engine=InProcess(model, clients))
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_fewer_examples_can_refresh_batch_norm(make_model, make_clients):
+    model, clients, x = make_model(batch_norm=True), make_clients((400, 500)), inputs()
+    posterior, engine = around(model), InProcess(model, clients)
+    every, some = (
+        predict(model, posterior, x, samples=4, engine=engine, batch_norm_examples=most) for most in (None, 100)
+    )
+    assert not torch.equal(every, some)
+    # 200 of 900 examples: the statistics' standard errors are about 7 %, and probabilities move less than logits.
+    torch.testing.assert_close(every, some, rtol=0, atol=0.2)
+
+
+def test_batch_norm_without_an_engine_is_refused(make_model):
+    model = make_model(batch_norm=True)
+    with pytest.raises(ValueError, match=r"has BatchNorm layers.*pass engine="):
+        predict(model, around(model), inputs())
+
+
+def test_the_mean_kind_predicts_with_the_mean(make_model, make_clients):
+    model, x = make_model(), inputs()
+    posterior = around(model)
+    result = predictive(model, posterior, x, kind="mean")
+    posterior.mean_into(model)
+    with torch.no_grad():
+        torch.testing.assert_close(result.probabilities, model(x).softmax(1))
+    assert torch.equal(result.mutual_information, torch.zeros(len(x)))
+
+
+def test_an_ensemble_averages_its_members(make_model, make_clients):
+    model, x = make_model(batch_norm=True), inputs()
+    engine = InProcess(model, make_clients())
+    thetas = around(model).sample(0, 3)
+    together = ensemble(model, thetas, x, engine=engine).probabilities
+    alone = [ensemble(model, theta[None], x, engine=engine).probabilities for theta in thetas]
+    torch.testing.assert_close(together, sum(alone) / 3)
+
+
+def test_uncertainty_is_bounded_and_adds_up(make_model):
+    result = predictive(make_model(), around(make_model(), spread=2.0), inputs(200), samples=20)
+    torch.testing.assert_close(result.probabilities.sum(1), torch.ones(200))
+    assert (result.entropy <= math.log(3) + 1e-6).all()
+    assert (result.mutual_information >= 0).all()
+    torch.testing.assert_close(result.entropy, result.expected_entropy + result.mutual_information, atol=1e-6, rtol=0)
+    assert result.mutual_information.max() > 0.1
+
+
+def test_certain_predictions_have_entropy_zero_not_nan():
+    """Probabilities of exactly 0 and 1 are what saturated logits give."""
+    model = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1e4], [-1e4]]))
+    result = predictive(
+        model, GaussianPosterior(*around(model, spread=0.0).payload().values(), count=3), torch.ones(2, 1)
+    )
+    assert torch.equal(result.entropy, torch.zeros(2))
+    assert torch.equal(result.mutual_information, torch.zeros(2))
+
+
+def test_predictions_are_the_same_for_any_number_of_threads(make_model):
+    model, x = make_model(dropout=0.5), inputs()
+    posterior, before = around(model), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = predict(model, posterior, x, samples=9)
+        torch.set_num_threads(3)
+        assert torch.equal(predict(model, posterior, x, samples=9), one)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_model_is_left_as_it_was(make_model, make_clients):
+    model = make_model(batch_norm=True, dropout=0.5)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    predict(model, around(model), inputs(), engine=InProcess(model, make_clients()), samples=2)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_inputs_may_come_from_a_loader(make_model):
+    model, x = make_model(), inputs()
+    posterior = around(model)
+    expected = predict(model, posterior, x, samples=3)
+    pairs = DataLoader(TensorDataset(x, torch.zeros(len(x))), batch_size=4)
+    torch.testing.assert_close(predict(model, posterior, pairs, samples=3), expected)
+    torch.testing.assert_close(predict(model, posterior, list(x.split(4)), samples=3), expected)
+
+
+@pytest.mark.parametrize("nothing", [torch.zeros(0, 6), []])
+def test_no_inputs_are_refused(make_model, nothing):
+    with pytest.raises(ValueError, match="there are no inputs to predict"):
+        predict(make_model(), around(make_model()), nothing)
+
+
+def test_no_samples_are_refused(make_model):
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        predict(make_model(), around(make_model()), inputs(), samples=0)
+
+
+def test_a_posterior_for_another_model_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"θ must have shape \[53\] for these parameters, got \[8\]"):
+        predict(make_model(), around(nn.Linear(3, 2)), inputs())
+
+
+def test_a_model_without_logits_is_refused():
+    model = nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))
+    with pytest.raises(ValueError, match=r"must return logits \[b, c\] to predict classes, got shape \[17, 3, 1\]"):
+        predict(model, around(model), inputs())
