@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -53,7 +53,7 @@ def slow_bins(probabilities: Tensor, targets: Tensor, bins: int, binning: str) -
 @st.composite
 def predictions(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     """Few distinct probabilities, so that ties and bin edges are common."""
-    n, c = draw(st.integers(1, 40)), draw(st.integers(2, 4))
+    n, c = draw(st.integers(1, 16)), draw(st.integers(2, 3))
     weights = draw(st.lists(st.lists(st.integers(0, 5), min_size=c, max_size=c).filter(any), min_size=n, max_size=n))
     targets = draw(st.lists(st.integers(0, c - 1), min_size=n, max_size=n))
     table = torch.tensor(weights, dtype=torch.float64)
@@ -129,6 +129,7 @@ def test_bins_without_examples_are_left_out(binning):
 
 
 @pytest.mark.parametrize("binning", BINNINGS)
+@settings(max_examples=50, deadline=None)
 @given(data=st.data(), predicted=predictions(), bins=st.integers(1, 12))
 def test_reliability_does_not_depend_on_the_order_of_examples(binning, data, predicted, bins):
     probabilities, targets = predicted
@@ -138,6 +139,7 @@ def test_reliability_does_not_depend_on_the_order_of_examples(binning, data, pre
     )
 
 
+@settings(max_examples=50, deadline=None)
 @given(predicted=predictions(), bins=st.integers(1, 50))
 def test_equal_mass_bins_differ_by_at_most_one_example_and_rise_in_confidence(predicted, bins):
     curve = reliability(*predicted, bins=bins)
@@ -147,6 +149,7 @@ def test_equal_mass_bins_differ_by_at_most_one_example_and_rise_in_confidence(pr
 
 
 @pytest.mark.parametrize("binning", BINNINGS)
+@settings(max_examples=50, deadline=None)
 @given(predicted=predictions(), bins=st.integers(1, 12))
 def test_gaps_add_up_to_mean_confidence_minus_accuracy(binning, predicted, bins):
     probabilities, targets = predicted

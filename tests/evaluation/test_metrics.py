@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
@@ -75,6 +75,7 @@ def test_lower_precision_moves_a_score_by_its_rounding_only(dtype, relative):
     assert brier(probabilities.to(dtype), targets) == pytest.approx(brier(probabilities, targets), rel=relative)
 
 
+@settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 30), c=st.integers(1, 6), seed=st.integers(0, 10**6))
 def test_scores_stay_in_their_ranges_and_permuting_classes_changes_none(n, c, seed):
     probabilities, targets = softmax_predictions(n, c, seed)
@@ -90,6 +91,7 @@ def test_scores_stay_in_their_ranges_and_permuting_classes_changes_none(n, c, se
     assert permuted.ece_equal_mass == pytest.approx(scores.ece_equal_mass, abs=1e-12)
 
 
+@settings(max_examples=50, deadline=None)
 @given(n=st.integers(1, 12), copies=st.integers(2, 4), seed=st.integers(0, 10**6))
 def test_repeating_every_example_changes_no_mean_score(n, copies, seed):
     probabilities, targets = softmax_predictions(n, 3, seed)
