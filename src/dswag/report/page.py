@@ -1,0 +1,239 @@
+"""The HTML report: one self-contained page over one or many runs."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from dswag.evaluation.calibration import Reliability
+from dswag.evaluation.metrics import Scores
+from dswag.report.plots import reliability_diagram, training_curve
+
+METHOD, BASELINE = "DSWAG", "phase-1 model"
+"""The method that the first sentence of a report is about, and the one it is compared with."""
+
+
+def render(runs: Sequence["RunReport"]) -> str:
+    """One HTML page that needs no other file and no network: the answer, scores, figures, settings.
+
+    Several runs get a comparison first, then a section each.
+
+    Raises:
+        ValueError: no run.
+    """
+    if not runs:
+        raise ValueError("a report needs at least one run, got none")
+    templates = Environment(
+        loader=PackageLoader("dswag.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("page.html.j2").render(
+        sections=[_section(run) for run in runs], comparison=_comparison(runs), columns=_COLUMNS
+    )
+
+
+def answer(scores: Mapping[str, Scores]) -> str:
+    """One sentence: how DSWAG compares with the phase-1 model, and which method is best if it is neither.
+
+    The verdict is that of the negative log-likelihood, a proper score. Numbers that print alike are equal; accuracies
+    less than one standard error apart are called about the same.
+    """
+    if not scores:
+        return "No method has been evaluated yet."
+    best = min(scores, key=lambda name: scores[name].nll)
+    if METHOD not in scores or BASELINE not in scores:
+        return (
+            f"By negative log-likelihood the best method here is {best}, with {scores[best].nll:.4f} "
+            f"and an accuracy of {_percent(scores[best].accuracy)}."
+        )
+    ours, theirs = scores[METHOD], scores[BASELINE]
+    verdict = {"lower": "better probabilities than", "higher": "worse probabilities than"}.get(
+        _side(ours.nll, theirs.nll), "probabilities as good as those of"
+    )
+    sentence = (
+        f"{METHOD} gives {verdict} the {BASELINE}: "
+        f"its negative log-likelihood is {_against(ours.nll, theirs.nll)}, "
+        f"its calibration error {_against(ours.ece_equal_mass, theirs.ece_equal_mass)} and "
+        f"its accuracy {_percent(ours.accuracy)} against {_percent(theirs.accuracy)} ({_accuracies(ours, theirs)})"
+    )
+    if best != BASELINE and _side(scores[best].nll, ours.nll) == "lower":
+        sentence += f"; the lowest negative log-likelihood of all is {scores[best].nll:.4f} ({best})"
+    return sentence + "."
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the page says of one run.
+
+    - settings: by name; a value that is itself a mapping is a group of its own.
+    - scores, reliability: by method, in the order in which they are shown.
+    - history: for each round of phase 1 its `round`, `loss`, `seconds` (of that round) and, where it was measured, its
+      `test_accuracy` in [0, 1].
+    - notes: sentences that the reader must know to judge the numbers.
+
+    Raises:
+        ValueError: methods that were scored on different numbers of examples.
+    """
+
+    title: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
+    history: Sequence[Mapping[str, object]] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        counts = {name: scores.num_examples for name, scores in self.scores.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"the methods of a run must be scored on the same examples, got num_examples {counts}")
+
+
+class _Column(NamedTuple):
+    """A score as a column of a table."""
+
+    attribute: str
+    name: str
+    better: Literal["higher", "lower"]
+
+    def text(self, scores: Scores) -> str:
+        """The score with the digits in which scores are printed and compared; an accuracy in percent."""
+        value: float = getattr(scores, self.attribute)
+        return f"{100 * value:.2f}" if self.attribute == "accuracy" else f"{value:.4f}"
+
+
+_COLUMNS = (
+    _Column("accuracy", "Accuracy (%)", "higher"),
+    _Column("nll", "NLL", "lower"),
+    _Column("ece_equal_mass", "ECE, equal mass", "lower"),
+    _Column("ece_equal_width", "ECE, equal width", "lower"),
+    _Column("brier", "Brier", "lower"),
+)
+_COMPARED = (_COLUMNS[1], _COLUMNS[2], _COLUMNS[0])
+
+
+def _section(run: RunReport) -> dict[str, object]:
+    """One run in the words and numbers that the template puts in place."""
+    rows = {name: [column.text(scores) for column in _COLUMNS] for name, scores in run.scores.items()}
+    best = [
+        _best(column, (row[index] for row in rows.values())) if len(rows) > 1 else ""
+        for index, column in enumerate(_COLUMNS)
+    ]
+    return {
+        "title": run.title,
+        "answer": answer(run.scores),
+        "notes": run.notes,
+        "rows": {name: [(text, text == best[index]) for index, text in enumerate(row)] for name, row in rows.items()},
+        "num_examples": next((scores.num_examples for scores in run.scores.values()), 0),
+        "standard_error": f"{max((100 * _standard_error(scores) for scores in run.scores.values()), default=0):.2f}",
+        "reliability": Markup(reliability_diagram(run.reliability)) if run.reliability else "",
+        "training": Markup(training_curve(run.history)) if run.history else "",
+        "rounds": len(run.history),
+        "duration": _duration(run.history),
+        "settings": _groups(run.settings),
+        "environment": run.environment,
+    }
+
+
+def _comparison(runs: Sequence[RunReport]) -> dict[str, object]:
+    """All runs beside one another: a block a score with methods as columns, and the settings in which they differ."""
+    methods = list(dict.fromkeys(name for run in runs for name in run.scores))
+    blocks = []
+    for column in _COMPARED:
+        rows = []
+        for run in runs:
+            texts = [column.text(run.scores[name]) if name in run.scores else "" for name in methods]
+            best = _best(column, filter(None, texts)) if len(run.scores) > 1 else ""
+            rows.append((run.title, [(text, text != "" and text == best) for text in texts]))
+        blocks.append((column, rows))
+    flat = [
+        {
+            " ".join((group, name)).strip(): text
+            for group, pairs in _groups(run.settings).items()
+            for name, text in pairs.items()
+        }
+        for run in runs
+    ]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    differing = [name for name in names if len({settings.get(name) for settings in flat}) > 1]
+    both = [run.scores for run in runs if METHOD in run.scores and BASELINE in run.scores]
+    better = sum(_side(scores[METHOD].nll, scores[BASELINE].nll) == "lower" for scores in both)
+    said = f"{METHOD} has a lower negative log-likelihood than the {BASELINE} in {better} of the {len(both)} runs that "
+    return {
+        "answer": said + "have both." if both else f"No run compares {METHOD} with the {BASELINE}.",
+        "methods": methods,
+        "blocks": blocks,
+        "titles": [run.title for run in runs],
+        "differing": {name: [settings.get(name, "") for settings in flat] for name in differing},
+    }
+
+
+def _groups(settings: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """Settings as text by group; those without a group come first, under the empty name."""
+    groups: dict[str, dict[str, str]] = {"": {}}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            groups[name] = {str(key): _text(inner) for key, inner in value.items()}
+        else:
+            groups[""][name] = _text(value)
+    return {name: pairs for name, pairs in groups.items() if pairs}
+
+
+def _text(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return str(value)
+
+
+def _best(column: _Column, texts: Iterable[str]) -> str:
+    """The best of scores as they are printed, so that all that read alike are marked alike."""
+    return (max if column.better == "higher" else min)(texts, key=float)
+
+
+def _side(ours: float, theirs: float) -> Literal["lower", "equal", "higher"]:
+    if f"{ours:.4f}" == f"{theirs:.4f}":
+        return "equal"
+    return "lower" if ours < theirs else "higher"
+
+
+def _against(ours: float, theirs: float) -> str:
+    side = _side(ours, theirs)
+    change = 100 * abs(ours - theirs) / theirs if theirs > 0 else math.inf
+    amount = f"{change:.{0 if change >= 10 else 1}f} % " if side != "equal" and change < math.inf else ""
+    return f"{ours:.4f} against {theirs:.4f} ({amount}{side})"
+
+
+def _accuracies(ours: Scores, theirs: Scores) -> str:
+    points = 100 * (ours.accuracy - theirs.accuracy)
+    if _percent(ours.accuracy) == _percent(theirs.accuracy):
+        return "equal"
+    if abs(points) < 100 * max(_standard_error(ours), _standard_error(theirs)):
+        return "about the same: less than one standard error apart"
+    return f"{abs(points):.2f} points {'higher' if points > 0 else 'lower'}"
+
+
+def _standard_error(scores: Scores) -> float:
+    """Of the accuracy, as a share of independent examples."""
+    return math.sqrt(scores.accuracy * (1 - scores.accuracy) / scores.num_examples)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _duration(history: Sequence[Mapping[str, object]]) -> str:
+    """The seconds of all rounds in words; empty where a round does not tell them."""
+    seconds = [entry.get("seconds") for entry in history]
+    numbers = [value for value in seconds if isinstance(value, int | float)]
+    if not numbers or len(numbers) < len(seconds):
+        return ""
+    total = sum(numbers)
+    return f"{total:.3g} s" if total < 100 else f"{total / 60:.1f} min" if total < 6000 else f"{total / 3600:.1f} h"
