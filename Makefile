@@ -1,0 +1,41 @@
+# make demo   train on real digits and write a report: sets everything up first
+# make test   run the tests: sets everything up first
+# make lint   style, types, dependency order
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/core.stamp
+	$(BIN)/dswag train --output runs/demo --overwrite
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) runs dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+
+$(VENV)/core.stamp: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV), which takes about two minutes the first time"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet "pip>=25.1"
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/core.stamp
+	$(PIP) --group dev
+	touch $@

@@ -1,0 +1,24 @@
+"""What the documents point to exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def test_every_test_that_the_documents_name_exists():
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"def (test_\w+)", sources))
+    files = [*DOCUMENTS, *(ROOT / "src").rglob("*.py")]
+    named = {name for path in files for name in re.findall(r"`(test_[a-z0-9]+_\w+)`", path.read_text())}
+    assert len(named) > 15
+    assert named <= defined
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_that_a_document_links_to_exists(document):
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
+    assert [link for link in links if not (document.parent / link).exists()] == []
