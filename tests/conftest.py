@@ -2,10 +2,23 @@
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from dswag.data.examples import Examples
 from dswag.randomness import DrawFrom, generator_for
+
+settings.register_profile("busy machine", deadline=None, max_examples=50)
+settings.load_profile("busy machine")
+
+
+@pytest.fixture
+def one_intra_op_thread():
+    """Small operations are slower on several threads, above all where several test processes share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
