@@ -30,14 +30,12 @@ def ordered_map(
 ) -> Iterator[OutT]:
     """Yields `function(state, item)` for each item, in order; each of the states serves one thread at a time.
 
-    Results do not depend on the number of states, since every call runs with one intra-op thread. At most two results a
-    state are under way or waiting. When the caller stops early, or a call raises, `abort` is set for the calls under
-    way to see, the rest are dropped, and the threads are gone when control returns.
+    Results do not depend on the number of states: every call, also with a single state, runs on a thread of its own,
+    with one intra-op thread and without the caller's `no_grad`, autocast or other modes of a thread. At most two
+    results a state are under way or waiting. When the caller stops early, or a call raises, `abort` is set for the
+    calls under way to see, the rest are dropped, and the threads are gone when control returns.
     """
     with _one_intra_op_thread():
-        if len(states) == 1:
-            yield from (function(states[0], item) for item in items)
-            return
         free: queue.SimpleQueue[StateT] = queue.SimpleQueue()
         for state in states:
             free.put(state)
