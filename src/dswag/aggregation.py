@@ -23,11 +23,12 @@ class Aggregate:
 
 
 class Mean:
-    """The mean of the clients' last weights, accumulated in place as float64 sums of differences to an anchor.
+    """The mean of the clients' last weights, accumulated in place as a float64 sum.
 
     `weighted` weighs each client by its number of examples (McMahan et al. 2016, Algorithm 1), otherwise all weigh the
-    same, as the paper's Section 5 says. Double-width sums keep the outcome within half a unit in the last place of
-    float32, so that the order of the clients hardly matters.
+    same, as the paper's Section 5 says. Double-width sums of the weights themselves, which are exact in float64, keep
+    the outcome within half a unit in the last place of float32, so that the order of the clients hardly matters.
+    `anchor`, the θ that the clients start from, says what θ looks like.
     """
 
     def __init__(self, anchor: Float[Tensor, "d"], *, weighted: bool = False) -> None:
@@ -42,14 +43,14 @@ class Mean:
     def add(self, result: TrainResult) -> None:
         """Takes in one client's last snapshot."""
         weight = float(result.num_examples) if self.weighted else 1.0
-        self._sum.add_(result.thetas[-1] - self.anchor, alpha=weight)
+        self._sum.add_(result.thetas[-1], alpha=weight)
         self._weight += weight
         self._loss_sum += result.loss * result.num_examples
         self._num_examples += result.num_examples
         self._num_clients += 1
 
     def merge(self, other: Self) -> None:
-        """Takes in the sums of another fold with the same anchor."""
+        """Takes in the sums of another fold."""
         self._sum.add_(other._sum)
         self._weight += other._weight
         self._loss_sum += other._loss_sum
@@ -60,7 +61,7 @@ class Mean:
         """The mean so far."""
         if not self._num_clients:
             raise ValueError("there is no mean of no clients: add a result first")
-        theta = (self.anchor + self._sum / self._weight).to(self.anchor.dtype)
+        theta = (self._sum / self._weight).to(self.anchor.dtype)
         return Aggregate(theta, self._num_clients, self._num_examples, self._loss_sum / self._num_examples)
 
 
