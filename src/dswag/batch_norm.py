@@ -105,7 +105,7 @@ def buffers(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
     if alone:
         raise ValueError(f"BatchNorm layers {alone} saw one value per channel: give at least two examples")
     return {
-        f"{name}.{buffer}": value.float()
+        f"{name}.{buffer}".removeprefix("."): value.float()  # a layer that is itself the model has no name
         for name, seen in statistics.items()
         for buffer, value in (("running_mean", seen.mean), ("running_var", seen.scatter / (seen.count - 1)))
     }
@@ -124,12 +124,15 @@ def load(module: nn.Module, named: Mapping[str, Tensor]) -> None:
     """Copies the named values into the module's buffers, in place.
 
     Raises:
-        ValueError: the module has no such buffer.
+        ValueError: the module has no such buffer, or one of another shape; nothing is copied then.
     """
     present = dict(module.named_buffers())
     unknown = [name for name in named if name not in present]
     if unknown:
         raise ValueError(f"the model has no buffers {unknown}: these statistics belong to another model")
+    misshapen = [name for name, value in named.items() if value.shape != present[name].shape]
+    if misshapen:
+        raise ValueError(f"buffers {misshapen} differ in shape from the model's: these statistics belong to another")
     for name, value in named.items():
         present[name].copy_(value)
 
@@ -159,32 +162,41 @@ class PooledStatistics:
             self._statistics = statistics
         elif statistics:
             self._statistics = tuple(
-                {name: merge(mine[name], theirs[name]) for name in mine}
+                {**mine, **theirs, **{name: merge(mine[name], theirs[name]) for name in mine if name in theirs}}
                 for mine, theirs in zip(self._statistics, statistics, strict=True)
             )
 
 
 def _of_batch(inputs: Tensor) -> LayerStatistics:
-    """Statistics of one batch of a layer's inputs [b, c, ...]."""
+    """Statistics of one batch of a layer's inputs [b, c, ...].
+
+    By the corrected two-pass algorithm (Chan, Golub & LeVeque 1983, equation 1.7): the float32 mean is only a pivot,
+    so that a mean far from zero takes no digits from the variance within a batch or between batches.
+    """
     axes = [axis for axis in range(inputs.dim()) if axis != 1]
-    variance, mean = torch.var_mean(inputs.float(), axes, correction=0)
+    if inputs.dtype != torch.float64:
+        inputs = inputs.float()
     count = inputs.numel() // inputs.shape[1]
-    return LayerStatistics(count=count, mean=mean.double(), scatter=variance.double() * count)
+    pivot = inputs.mean(axes, keepdim=True)
+    centred = inputs - pivot
+    shift = centred.mean(axes).double()
+    scatter = centred.square_().sum(axes).double() - count * shift.square()
+    return LayerStatistics(count=count, mean=pivot.flatten().double() + shift, scatter=scatter.clamp_min(0))
 
 
 @contextmanager
 def _batch_normalising(module: nn.Module) -> Iterator[None]:
     """BatchNorm layers use batch statistics and leave their buffers alone; everything else evaluates."""
     modes = [(m, m.training) for m in module.modules()]
-    normalising = list(layers(module).values())
+    tracking = [(layer, layer.track_running_stats) for layer in layers(module).values()]
     try:
         module.eval()
-        for layer in normalising:
+        for layer, _ in tracking:
             layer.train()
             layer.track_running_stats = False
         yield
     finally:
         for m, training in modes:
             m.training = training
-        for layer in normalising:
-            layer.track_running_stats = True
+        for layer, tracked in tracking:
+            layer.track_running_stats = tracked
