@@ -57,14 +57,8 @@ class Workspace:
         batch_norm.load(self.module, {**self._buffers, **{k: v for k, v in payload.items() if k in self._buffers}})
 
     def place(self, inputs: Any) -> Any:
-        """Inputs where the model is, images with their channels last, which convolutions are faster on.
-
-        Inputs that are no tensor are the model's own affair.
-        """
-        if not isinstance(inputs, Tensor):
-            return inputs
-        form = torch.channels_last if inputs.dim() == 4 else torch.preserve_format
-        return inputs.to(self.device, non_blocking=True, memory_format=form)
+        """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
+        return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
 
 
 def run(

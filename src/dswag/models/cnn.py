@@ -7,8 +7,13 @@ def cnn(input_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Logits from images [b, channels, height, width]: two 5x5 convolutions, each pooled 2x2, and a layer of 512.
 
     1,663,370 parameters for MNIST, as McMahan et al. count; the softmax is the loss's.
+
+    Raises:
+        ValueError: images smaller than 4 x 4, of which the pooling leaves nothing.
     """
     channels, height, width = input_shape
+    if min(height, width) < 4:
+        raise ValueError(f"cnn takes images of at least 4 x 4, got {height} x {width}: use mlp")
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
         nn.ReLU(),

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 class Normalize(nn.Module):
     """(x / 255 - mean) / std for each channel of uint8 images [b, channels, height, width].
 
+    The outcome has its channels last in memory, which the convolutions that follow are faster on.
+
     Args:
         mean: per channel, for pixels in [0, 1].
         std: per channel, for pixels in [0, 1].
@@ -26,4 +28,4 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The images as normalised float32."""
-        return images * self.scale - self.shift
+        return images.contiguous(memory_format=torch.channels_last) * self.scale - self.shift
