@@ -1,0 +1,111 @@
+"""A file's content is the old or the new, never half of it."""
+
+import os
+import stat
+
+import pytest
+
+from dswag.files import replacing, write_text
+
+
+class Interrupted(BaseException):
+    """What Ctrl-C is: no `Exception`."""
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield 0o027
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_what_is_written_takes_the_place_of_the_file(tmp_path):
+    path = tmp_path / "state"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"  # until the end
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "state"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Interrupted])
+@pytest.mark.parametrize("before", ["old", None])
+def test_after_an_error_all_is_as_it_was(tmp_path, error, before):
+    path = tmp_path / "state"
+    if before is not None:
+        path.write_text(before)
+
+    def write_half():
+        with replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert (path.read_text() if path.exists() else None) == before
+    assert list(tmp_path.iterdir()) == ([] if before is None else [path])
+
+
+def test_a_writer_that_replaces_the_temporary_itself_is_fine(tmp_path):
+    path, other = tmp_path / "state", tmp_path / "other"
+    with replacing(path) as temporary:
+        other.write_text("new")
+        other.replace(temporary)
+    assert path.read_text() == "new"
+
+
+def test_a_writer_that_leaves_no_file_leaves_the_old_one(tmp_path):
+    path = tmp_path / "state"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replacing(path) as temporary:
+        temporary.unlink()
+    assert path.read_text() == "old"
+
+
+def test_the_temporary_lies_in_the_same_folder_hidden(tmp_path):
+    # a rename is only atomic within one file system
+    with replacing(tmp_path / "state") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".state.")
+
+
+def test_a_new_file_has_the_permissions_that_open_gives(tmp_path, umask):
+    opened, replaced = tmp_path / "opened", tmp_path / "replaced"
+    opened.touch()
+    with replacing(replaced) as temporary:
+        temporary.write_text("x")
+    assert mode(replaced) == mode(opened) == 0o640
+    assert os.umask(umask) == umask  # reading it left it as it was
+
+
+@pytest.mark.parametrize("permissions", [0o600, 0o644, 0o660])
+def test_a_replaced_file_keeps_its_permissions(tmp_path, umask, permissions):
+    path = tmp_path / "state"
+    path.touch()
+    path.chmod(permissions)
+    write_text(path, "private")
+    assert mode(path) == permissions
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), replacing(tmp_path / "missing" / "state"):
+        pass
+
+
+def test_text_is_written_in_utf_8_whatever_the_locale(tmp_path):
+    path = tmp_path / "text"
+    write_text(path, "θ ± σ\n")
+    assert path.read_bytes() == "θ ± σ\n".encode()
