@@ -139,7 +139,7 @@ class Config:
 
 
 def _describe(fault: Any) -> str:
-    name = ".".join(str(part) for part in fault["loc"])
+    name = ".".join(str(part) for part in fault["loc"][:1])
     if fault["type"] == "unexpected_keyword_argument":
         return f"unknown setting {name}"
     if not name:

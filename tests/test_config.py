@@ -1,0 +1,198 @@
+"""Settings: bad ones are refused, all at once and by name, before any work; good ones survive a file."""
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dswag.config import Config, ConfigError
+
+COUNTS = (
+    "clients",
+    "rounds",
+    "local_epochs",
+    "explore_epochs",
+    "cycles",
+    "snapshots_per_cycle",
+    "batch_size",
+    "samples",
+)
+RATES = ("learning_rate", "final_learning_rate", "explore_learning_rate", "explore_final_learning_rate")
+FLOATS = (*RATES, "stop_accuracy", "momentum", "weight_decay", "scale")
+SHARES = ("clients_per_round", "explorers")
+
+BAD = [
+    *((name, value) for name in COUNTS for value in (0, -1, 1.0, 2.5, True, "3", None, math.nan)),
+    *((name, value) for name in RATES for value in (0, 0.0, -0.1)),
+    *((name, value) for name in FLOATS for value in (math.nan, math.inf, -math.inf, "0.1", True, [0.1])),
+    *((name, None) for name in ("learning_rate", "momentum", "weight_decay", "scale")),
+    *((name, value) for name in SHARES for value in (0, -1, 11, 0.0, -0.5, 1.5, math.nan, math.inf, True, "3", None)),
+    *(("seed", value) for value in (-1, 0.5, True, "0", None)),
+    *(("rank", value) for value in (1, -1, 2.0, True, "20")),
+    *(("batch_norm_examples", value) for value in (0, 1, -5, 100.0, True, "all")),
+    *(("stop_accuracy", value) for value in (0, 0.0, 1.01, 97)),
+    *(("momentum", value) for value in (1, 1.0, -0.1)),
+    *(("weight_decay", value) for value in (-1e-4,)),
+    *(("scale", value) for value in (-1.0,)),
+    *(("aggregation", value) for value in ("median", "Mean", 0, None)),
+    *(("precision", value) for value in ("float16", "bf16", 32)),
+    *(("centering", value) for value in ("none", "Final", None)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda part: repr(part))
+def test_an_impossible_value_is_refused_with_its_name(name, value):
+    with pytest.raises(ValidationError, match=name):
+        Config(**{name: value})
+    with pytest.raises(ConfigError, match=rf"(?m)^run\.toml: .*{name}"):
+        Config.checked({name: value}, source="run.toml")
+
+
+def test_every_setting_has_bad_values_here():
+    assert {name for name, _ in BAD} == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"rank": 1},
+            r"rank must be 0 or at least 2, got 1: the covariance divides by the number of columns minus one",
+        ),
+        ({"explore_epochs": 10, "cycles": 3}, r"cycles must divide explore_epochs, got 3 cycles in 10 epochs"),
+        ({"explore_epochs": 2, "cycles": 4}, r"cycles must divide explore_epochs, got 4 cycles in 2 epochs"),
+        ({"explore_epochs": 6, "cycles": 2, "snapshots_per_cycle": 4}, r"snapshots_per_cycle must be at most 3.*got 4"),
+        ({"clients": 1}, r"one snapshot in all gives a posterior without spread: raise explorers, cycles or snap"),
+        ({"explorers": 1}, r"one snapshot in all"),
+        ({"explorers": 0.1}, r"one snapshot in all"),
+        ({"clients_per_round": 11}, r"clients_per_round: the number of clients.* between 1 and 10, got 11"),
+        ({"explorers": 1.5}, r"explorers: the fraction of clients.* in \(0, 1\], got 1\.5"),
+        ({"rounds": 0}, r"rounds: .*greater than or equal to 1, got 0"),
+        ({"learning_rate": math.nan}, r"learning_rate: .*finite number, got nan"),
+        ({"learning_rate": "0.1"}, r"learning_rate: .*valid number, got '0\.1'"),
+        ({"aggregation": "median"}, r"aggregation: Input should be 'mean' or 'weighted-mean', got 'median'"),
+        ({"learnin_rate": 0.1}, r"unknown setting learnin_rate"),
+        ({"phase1": {"rounds": 3}}, r"unknown setting phase1"),
+    ],
+)
+def test_a_fault_is_put_in_words(values, words):
+    with pytest.raises(ConfigError, match=f"^run.toml: {words}"):
+        Config.checked(values, source="run.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ({"rounds": 0, "momentum": 2.0, "sample": 3}, ["rounds", "momentum", "unknown setting sample"]),
+        (
+            {"clients_per_round": 11, "explorers": 1.5, "explore_epochs": 10, "cycles": 3, "rank": 1},
+            ["clients_per_round", "explorers", "cycles", "rank"],
+        ),
+    ],
+)
+def test_several_faults_are_named_at_once_a_line_each(values, names):
+    with pytest.raises(ConfigError) as caught:
+        Config.checked(values, source="--set")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(names)
+    for name, line in zip(names, lines, strict=True):
+        assert line.startswith(f"--set: {name}")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"clients": 1, "explore_epochs": 10, "cycles": 2},  # one worker works with several snapshots
+        {"clients": 1, "explore_epochs": 10, "snapshots_per_cycle": 10},
+        {"explorers": 2},
+        {"rank": 0},
+        {"rank": 2},
+        {"clients_per_round": 1},  # one client, unlike 1.0
+        {"learning_rate": 1},  # a whole number is a rate too
+        {"momentum": 0, "weight_decay": 0, "scale": 0},
+        {"stop_accuracy": 1},
+        {"seed": 2**62},
+    ],
+)
+def test_an_edge_that_makes_sense_is_accepted(values):
+    config = Config(**values)
+    assert {name: getattr(config, name) for name in values} == values
+
+
+def test_a_number_and_a_fraction_of_clients_stay_apart(tmp_path):
+    number, fraction = Config(clients_per_round=1), Config(clients_per_round=1.0)
+    for config, kind in ((number, int), (fraction, float)):
+        config.to_toml(tmp_path / "config.toml")
+        assert type(Config.from_toml(tmp_path / "config.toml").clients_per_round) is kind
+
+
+configs = st.builds(
+    Config,
+    clients=st.integers(3, 10**9),
+    seed=st.integers(0, 2**63 - 1),  # TOML's integers have 64 bits
+    learning_rate=st.floats(1e-300, 1e300),
+    final_learning_rate=st.none() | st.floats(1e-9, 1.0),
+    clients_per_round=st.integers(1, 3) | st.floats(0.01, 1.0),
+    stop_accuracy=st.none() | st.floats(0.01, 1.0),
+    momentum=st.floats(0, 1, exclude_max=True),
+    aggregation=st.sampled_from(["mean", "weighted-mean"]),
+    batch_norm_examples=st.none() | st.integers(2, 10**6),
+    rank=st.just(0) | st.integers(2, 100),
+)
+
+
+@given(configs)
+def test_every_config_survives_a_file(tmp_path_factory, config):
+    path = tmp_path_factory.mktemp("config", numbered=True) / "config.toml"
+    config.to_toml(path)
+    assert Config.from_toml(path) == config
+
+
+def test_settings_without_a_value_are_left_out_of_the_file(tmp_path):
+    Config().to_toml(tmp_path / "config.toml")
+    text = (tmp_path / "config.toml").read_text()
+    absent = {"final_learning_rate", "stop_accuracy", "batch_norm_examples"}
+    written = {line.split(" = ")[0] for line in text.splitlines()}
+    assert written == {field.name for field in dataclasses.fields(Config)} - absent
+
+
+def test_a_silent_file_means_the_defaults(tmp_path):
+    (tmp_path / "empty.toml").write_text("# nothing\n")
+    assert Config.from_toml(tmp_path / "empty.toml") == Config()
+
+
+@pytest.mark.parametrize("content", [b"rounds = ", b"rounds: 3\n", b"\xff\xfe\x00", b'seed = "\n'])
+def test_a_file_that_is_no_toml_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"broken\.toml is no TOML file"):
+        Config.from_toml(path)
+
+
+def test_faults_in_a_file_name_the_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("rounds = 0\nlearning_rate = nan\nround = 3\n")
+    with pytest.raises(ConfigError) as caught:
+        Config.from_toml(path)
+    assert [line.removeprefix(f"{path}: ").split(",")[0] for line in str(caught.value).splitlines()] == [
+        "rounds: Input should be greater than or equal to 1",
+        "learning_rate: Input should be a finite number",
+        "unknown setting round",
+    ]
+
+
+def test_a_file_that_is_missing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Config.from_toml(tmp_path / "none.toml")
+
+
+def test_a_config_cannot_be_changed_but_replaced_with_the_same_checks():
+    config = Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.rounds = 3
+    assert dataclasses.replace(config, rounds=3) == Config(rounds=3)
+    with pytest.raises(ValidationError, match="rank must be 0 or at least 2"):
+        dataclasses.replace(config, rank=1)
