@@ -53,8 +53,9 @@ class Workspace:
     def load(self, payload: Payload) -> None:
         """Sets θ, and the buffers: to those in the payload, otherwise to the model's own."""
         self.layout.check(payload["theta"])
-        self.theta.copy_(payload["theta"])
-        batch_norm.load(self.module, {**self._buffers, **{k: v for k, v in payload.items() if k in self._buffers}})
+        self.theta.copy_(payload["theta"].detach())
+        given = {name: payload[name] for name in self._buffers if name in payload and name != "theta"}
+        batch_norm.load(self.module, {**self._buffers, **given})
 
     def place(self, inputs: Any) -> Any:
         """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
@@ -154,7 +155,11 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
 
     def collect(theta: Tensor) -> dict[str, LayerStatistics]:
         workspace.load({"theta": theta})
-        return batch_norm.collect(workspace.module, inputs())
+        collected = batch_norm.collect(workspace.module, inputs())
+        broken = [name for name, seen in collected.items() if not torch.isfinite(seen.mean + seen.scatter).all()]
+        if broken:
+            raise ClientError(task, f"inputs of the BatchNorm layers {broken} are not finite")
+        return collected
 
     return StatisticsResult(
         index=task.index, client=task.client, statistics=tuple(collect(theta) for theta in _thetas(task.draws, payload))
@@ -173,9 +178,11 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
             outputs = workspace.module(workspace.place(inputs))
             loss_sum += len(targets) * float(workspace.loss(outputs, targets))
             num_seen += len(targets)
-            classifies = classifies and outputs.dim() == 2 and targets.dim() == 1 and not targets.is_floating_point()
+            classifies = classifies and _are_classes(outputs, targets)
             if classifies:
                 num_correct += int((outputs.argmax(1) == targets).sum())
+    if not math.isfinite(loss_sum):
+        raise ClientError(task, f"loss is {loss_sum:g}")
     return EvaluateResult(
         index=task.index,
         client=task.client,
@@ -183,6 +190,12 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
         loss_sum=loss_sum,
         num_correct=num_correct if classifies else None,
     )
+
+
+def _are_classes(outputs: Any, targets: Tensor) -> bool:
+    """Whether these are a score for each class, and the right class, of each example."""
+    scores = isinstance(outputs, Tensor) and outputs.dim() == 2
+    return scores and targets.dim() == 1 and not targets.is_floating_point()
 
 
 def _thetas(draws: Draws | None, payload: Payload) -> Iterator[Tensor]:

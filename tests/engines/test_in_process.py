@@ -1,0 +1,218 @@
+"""What holds of the in-process engine beside the laws of all engines."""
+
+import threading
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dswag import local
+from dswag.data.examples import Examples
+from dswag.engines.in_process import InProcess
+from dswag.folds import Snapshots
+from dswag.parameters import Layout
+from dswag.tasks import ClientError, ClientUpdate, TrainTask
+
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
+
+PATIENCE = 60  # seconds until a test that hangs fails
+
+
+def tasks(clients):
+    return [
+        TrainTask(
+            index=index,
+            client=client,
+            occasion="round 1",
+            learning_rates=(0.1,),
+            snapshots=(1,),
+            seed=client,
+            update=ClientUpdate(batch_size=4),
+        )
+        for index, client in enumerate(clients)
+    ]
+
+
+def payload(model):
+    return {"theta": Layout.of(model).flatten(model)}
+
+
+@pytest.fixture
+def intra_op_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def count_at_once(monkeypatch):
+    """Counts the clients that run at once, each of which waits for `expected` of them to be there."""
+
+    def install(expected):
+        barrier = threading.Barrier(expected, timeout=PATIENCE)
+        whole = local.run
+
+        def run(task, *arguments):
+            if task.index < expected:
+                barrier.wait()  # broken, and so an error, if fewer than `expected` run at once
+            return whole(task, *arguments)
+
+        monkeypatch.setattr(local, "run", run)
+
+    return install
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_as_many_clients_run_at_once_as_there_are_workers(make_model, make_clients, count_at_once, workers):
+    model = make_model()
+    engine = InProcess(model, make_clients((6,) * 8), workers=workers)
+    count_at_once(workers)
+    engine.reduce(payload(model), tasks(range(8)), Snapshots())
+
+
+def test_by_default_there_are_as_many_workers_as_threads(make_model, make_clients, count_at_once, intra_op_threads):
+    model = make_model()
+    engine = InProcess(model, make_clients((6,) * 8))
+    count_at_once(intra_op_threads)
+    engine.reduce(payload(model), tasks(range(8)), Snapshots())
+    assert torch.get_num_threads() == intra_op_threads
+
+
+def test_the_model_may_be_changed_after_the_engine_was_made(make_model, make_clients):
+    model = make_model(batch_norm=True)
+    engine, start = InProcess(model, make_clients(), workers=1), payload(model)
+    before = engine.reduce(start, tasks([0]), Snapshots()).result()
+    with torch.no_grad():
+        for values in (*model.parameters(), *model.buffers()):
+            values.zero_()
+    assert torch.equal(engine.reduce(start, tasks([0]), Snapshots()).result(), before)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_at_most_two_results_a_worker_and_the_one_folded_are_alive(make_model, make_clients, monkeypatch, workers):
+    born, lock, most = [], threading.Lock(), 0
+    whole = local.run
+
+    def run(*arguments):
+        nonlocal most
+        result = whole(*arguments)
+        with lock:
+            born.append(weakref.ref(result.thetas))
+            most = max(most, sum(reference() is not None for reference in born))
+        return result
+
+    class Forgetting:
+        def add(self, result):
+            pass
+
+    monkeypatch.setattr(local, "run", run)
+    model = make_model()
+    engine = InProcess(model, make_clients((4,) * 60), workers=workers)
+    engine.reduce(payload(model), tasks(range(60)), Forgetting())
+    assert len(born) == 60
+    assert most <= 2 * workers + 1
+
+
+def test_when_a_client_fails_those_under_way_stop_at_their_next_batch(make_model, make_clients):
+    running = threading.Event()
+    (examples,) = make_clients((12,))
+    most = 200_000
+
+    class Long:
+        num_examples = len(examples)
+        seen = 0
+
+        def batches(self, batch_size, *, generator=None, augment=False):
+            running.set()
+            for self.seen in range(most):
+                yield examples.inputs, examples.targets
+
+    class Failing(Long):
+        def batches(self, batch_size, *, generator=None, augment=False):
+            assert running.wait(PATIENCE)
+            raise OSError("the disk is gone")
+
+    model, long = make_model(), Long()
+    engine = InProcess(model, [Failing(), long], workers=2)
+    with pytest.raises(ClientError, match="client 0 failed in round 1: OSError: the disk is gone"):
+        engine.reduce(payload(model), tasks([0, 1]), Snapshots())
+    assert long.seen < most - 1
+
+
+def test_an_interrupted_fold_leaves_no_thread_behind(make_model, make_clients):
+    class Interrupted:
+        def add(self, result):
+            raise KeyboardInterrupt
+
+    model, alive = make_model(), threading.active_count()
+    engine = InProcess(model, make_clients((9,) * 20), workers=2)
+    with pytest.raises(KeyboardInterrupt):
+        engine.reduce(payload(model), tasks(range(20)), Interrupted())
+    assert threading.active_count() == alive
+    assert engine.reduce(payload(model), tasks(range(20)), Snapshots()).result().isfinite().all()
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_no_workers_are_refused(make_model, make_clients, workers):
+    with pytest.raises(ValueError, match=f"workers must be at least 1, got {workers}"):
+        InProcess(make_model(), make_clients(), workers=workers)
+
+
+def test_no_clients_are_refused(make_model):
+    with pytest.raises(ValueError, match="needs the data of at least one client, got none"):
+        InProcess(make_model(), [])
+
+
+def test_a_model_without_parameters_is_refused(make_clients):
+    with pytest.raises(ValueError, match="Tanh has no trainable parameters"):
+        InProcess(torch.nn.Tanh(), make_clients())
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "words"),
+    [
+        ((torch.zeros(0, 6), torch.zeros(0)), ValueError, "client 1: examples are empty"),
+        ((torch.zeros(5, 6), torch.zeros(4)), ValueError, "client 1: inputs and targets must pair up, got 5 inputs, 4"),
+        ((torch.full((5, 6), torch.nan), torch.zeros(5)), ValueError, "client 1: inputs must be finite.* example 0"),
+        (torch.utils.data.TensorDataset(torch.zeros(0, 6), torch.zeros(0)), ValueError, "client 1: examples are empty"),
+        ("examples.csv", TypeError, "client 1: a client's data must be a pair of tensors, a Dataset or a DataLoader"),
+        (torch.zeros(5, 6), TypeError, "client 1: a client's data must be .* got Tensor"),
+        (None, TypeError, "client 1: .* got NoneType"),
+    ],
+)
+def test_data_that_cannot_be_names_its_client_before_any_work(make_model, make_clients, data, error, words):
+    good = make_clients((5, 6))
+    with pytest.raises(error, match=words):
+        InProcess(make_model(), [good[0], data, good[1]])
+
+
+def test_data_in_a_form_of_one_s_own_are_taken(make_model, make_clients):
+    (examples,) = make_clients((20,))
+
+    class Own:
+        num_examples = 20
+
+        def batches(self, batch_size, *, generator=None, augment=False):
+            return examples.batches(batch_size, generator=generator)
+
+    model = make_model()
+    found = [InProcess(model, [d]).reduce(payload(model), tasks([0]), Snapshots()).result() for d in (examples, Own())]
+    assert torch.equal(*found)
+
+
+def test_the_loss_given_is_the_loss_used(make_model, make_clients):
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(len(targets))
+        return F.cross_entropy(outputs, targets, label_smoothing=0.2)
+
+    model = make_model()
+    clients = [Examples(e.inputs, e.targets) for e in make_clients((9, 4))]
+    smooth = InProcess(model, clients, loss=loss, workers=1).reduce(payload(model), tasks([0, 1]), Snapshots()).result()
+    assert sum(calls) == 13
+    assert not torch.equal(
+        smooth, InProcess(model, clients).reduce(payload(model), tasks([0, 1]), Snapshots()).result()
+    )
