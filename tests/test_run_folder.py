@@ -1,0 +1,163 @@
+"""A run folder gives back what it was given, and says what is wrong with what is not its own."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dswag import GaussianPosterior, Layout, PosteriorFileError
+from dswag.config import Config
+from dswag.evaluation.calibration import Reliability
+from dswag.evaluation.metrics import Scores
+from dswag.run_folder import FILES, Checkpoint, Metrics, RoundRecord, RunFolder, RunFolderError
+
+LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
+HISTORY = [RoundRecord(1, 2.5, 0.1, (2, 0), 0.5), RoundRecord(2, 1.25, 0.2, (1, 2))]
+CHECKPOINT = Checkpoint(torch.arange(8.0), LAYOUT, 2)
+POSTERIOR = GaussianPosterior(torch.arange(8.0), torch.ones(8), torch.ones(2, 8), count=2, layout=LAYOUT)
+METRICS = Metrics(
+    scores={"DSWAG": Scores(0.9, 0.3, 0.1, 0.02, 0.03, 10)},
+    reliability={"DSWAG": Reliability("equal-mass", (0.6, 0.9), (0.5, 1.0), (5, 5))},
+    samples=3,
+    scale=0.5,
+    seconds={"phase 1": 1.5},
+    environment={"torch": "2"},
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "deep" / "run", Config(clients=3))
+
+
+@pytest.fixture
+def full(folder):
+    folder.save_history(HISTORY)
+    folder.save_checkpoint(CHECKPOINT)
+    folder.save_posterior(POSTERIOR)
+    folder.save_metrics(METRICS)
+    folder.save_report("<!doctype html>")
+    return folder
+
+
+def test_every_part_comes_back(full):
+    opened = RunFolder.open(full.path)
+    assert opened.config(Config) == Config(clients=3)
+    assert opened.history() == tuple(HISTORY)
+    checkpoint = opened.checkpoint()
+    assert (checkpoint.round, checkpoint.layout) == (2, LAYOUT)
+    assert torch.equal(checkpoint.theta, CHECKPOINT.theta)
+    assert opened.posterior().layout == LAYOUT
+    assert opened.metrics() == METRICS
+    assert sorted(path.name for path in full.path.iterdir()) == sorted(FILES)
+
+
+def test_parts_that_are_not_there_yet(folder):
+    assert folder.history() == ()
+    assert folder.metrics() is None
+    assert not folder.has_posterior()
+    with pytest.raises(RunFolderError, match=r"has no checkpoint.safetensors: no round of phase 1 was completed"):
+        folder.checkpoint()
+    with pytest.raises(RunFolderError, match=r"has no posterior.safetensors: the run was stopped too early"):
+        folder.posterior()
+
+
+def test_a_run_is_not_overwritten_unless_asked_to(full):
+    with pytest.raises(RunFolderError, match=r"holds a run already \(config.toml, history.jsonl, .*overwrite"):
+        RunFolder.create(full.path, Config())
+    assert full.history() == tuple(HISTORY)
+    (full.path / "notes.txt").write_text("mine")
+    again = RunFolder.create(full.path, Config(clients=4), overwrite=True)
+    assert again.config(Config).clients == 4
+    assert sorted(path.name for path in again.path.iterdir()) == ["config.toml", "notes.txt"]
+
+
+def test_new_folders_are_numbered(tmp_path):
+    first, second = (RunFolder.create_next(tmp_path / "runs", "mnist-mlp", Config()) for _ in range(2))
+    assert [first.path.name, second.path.name] == ["mnist-mlp-1", "mnist-mlp-2"]
+
+
+@pytest.mark.parametrize("place", ["file/run", "file", "/proc/run"])
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, place):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match=r"cannot be written to \(.*\): choose another folder"):
+        RunFolder.create(tmp_path / place, Config())
+    with pytest.raises(RunFolderError, match="cannot be written to"):
+        RunFolder.create_next(tmp_path / place, "run", Config())
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no run"):
+        RunFolder.open(tmp_path)
+    with pytest.raises(RunFolderError, match="is no folder"):
+        RunFolder.open(tmp_path / "absent")
+
+
+def test_damaged_settings_are_refused(folder):
+    (folder.path / "config.toml").write_text('colour = "red"\n')
+    with pytest.raises(RunFolderError, match=r"settings of the run are damaged.*unknown setting colour"):
+        folder.config(Config)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"round": 1, "loss": 2', "line 3 is cut off, damaged or foreign: Invalid JSON"),
+        ('{"epoch": 1}', "line 3 is cut off, damaged or foreign: round: Field required"),
+        ('{"round": 1, "loss": "low", "seconds": 1, "clients": []}', "line 3 .*: loss: "),
+        ("\x00\xff", "line 3 is cut off"),
+    ],
+)
+def test_a_damaged_line_of_the_history_is_named(full, text, message):
+    with (full.path / "history.jsonl").open("a", encoding="latin-1") as file:
+        file.write(text)
+    with pytest.raises(RunFolderError, match=message):
+        full.history()
+
+
+def test_damaged_metrics_are_refused(full):
+    path = full.path / "metrics.json"
+    text = path.read_text()
+    path.write_text(text[:100])
+    with pytest.raises(RunFolderError, match=r"metrics.json is cut off, damaged or foreign"):
+        full.metrics()
+    values = json.loads(text)
+    del values["scores"]["DSWAG"]["nll"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(RunFolderError, match=r"scores.DSWAG.nll: Field required"):
+        full.metrics()
+
+
+def test_numbers_that_are_none_are_not_written(folder):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.save_history([replace(HISTORY[0], loss=float("nan"))])
+    assert folder.history() == ()
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "posterior"])
+def test_truncated_tensors_are_refused(full, name):
+    path = full.path / f"{name}.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises((RunFolderError, PosteriorFileError), match=f"{name}.safetensors is truncated, damaged or no"):
+        getattr(full, name)()
+
+
+def test_a_foreign_checkpoint_is_refused(full):
+    path = full.path / "checkpoint.safetensors"
+    path.write_bytes((full.path / "posterior.safetensors").read_bytes())
+    with pytest.raises(
+        RunFolderError, match="is no dswag checkpoint: expected format dswag-checkpoint, got dswag-post"
+    ):
+        full.checkpoint()
+    described = {"format": "dswag-checkpoint", "format_version": "99", "dswag_version": "7.0"}
+    save_file({"theta": torch.zeros(2)}, path, described)
+    with pytest.raises(
+        RunFolderError, match=r"format version 99, this dswag reads up to 1: install dswag 7.0 or newer"
+    ):
+        full.checkpoint()
+    described |= {"format_version": "1", "round": "1", "layout": json.dumps([["weight"], [[3]]])}
+    save_file({"theta": torch.zeros(2)}, path, described)
+    with pytest.raises(RunFolderError, match=r"θ must have shape \[3\]"):
+        full.checkpoint()
