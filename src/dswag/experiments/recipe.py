@@ -1,0 +1,122 @@
+"""A run on a known data set: its settings, and the data, the model and the clients that they stand for."""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import fields
+from functools import cache
+from itertools import pairwise
+from typing import Any, Literal, get_type_hints
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+from torch import nn
+
+from dswag import models
+from dswag.config import Config, ConfigError
+from dswag.data import datasets
+from dswag.data.formats import DataFormatError
+from dswag.data.partition import partition
+from dswag.engines.in_process import InProcess
+from dswag.randomness import derive_seed
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Recipe(Config):
+    """All that a run on a known data set is a function of: the settings of `Config`, and those of data and model."""
+
+    dataset: str = "mnist5k"
+    """Data and model: data set, one of mnist5k (inside the package), mnist, fashion-mnist and cifar10."""
+    data_dir: str | None = None
+    """Data and model: folder with the data set's files, searched before DSWAG_DATA_DIR, the cache and the network."""
+    partition: Literal["iid"] = "iid"
+    """Data and model: how the training examples are spread over the clients."""
+    model: Literal["mlp", "cnn", "vgg16"] = "mlp"
+    """Data and model: the network; vgg16 takes images of 32 x 32."""
+
+
+@plain_dataclass(frozen=True)
+class Setting:
+    """One setting of a recipe, as help texts and reports show it."""
+
+    name: str
+    group: str
+    """Which part of the run it belongs to, such as "Phase 1"."""
+    description: str
+    annotation: Any
+    default: object
+
+
+@plain_dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a recipe stands for."""
+
+    recipe: Recipe
+    dataset: datasets.ImageDataset
+    model: nn.Module
+    """With its initial weights."""
+    engine: InProcess
+    """Where the clients are."""
+
+
+def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False) -> Experiment:
+    """The experiment that a recipe describes; the same for the same recipe, whatever the number of workers.
+
+    Args:
+        recipe: the settings.
+        workers: clients at a time; as many as PyTorch uses threads if None.
+        progress: whether a download shows a bar on standard error.
+
+    Raises:
+        ConfigError: an unknown data set, a model that does not take its images, more clients than examples, or fewer
+            than one worker.
+        DataNotFoundError, DataFormatError, CacheNotWritableError: from `dswag.data.datasets.load`.
+    """
+    try:
+        dataset = datasets.load(recipe.dataset, recipe.data_dir, progress=progress)
+        _, *shape = dataset.train.inputs.shape
+        model = models.build(
+            recipe.model,
+            (shape[0], shape[1], shape[2]),
+            len(dataset.class_names),
+            mean=dataset.mean,
+            std=dataset.std,
+            seed=derive_seed(recipe.seed, 0, 0),
+        )
+        parts = partition(recipe.partition, dataset.train.targets, recipe.clients, derive_seed(recipe.seed, 0, 1))
+        engine = InProcess(model, [dataset.train[part] for part in parts], workers=workers)
+    except DataFormatError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Experiment(recipe, dataset, model, engine)
+
+
+@cache
+def settings() -> tuple[Setting, ...]:
+    """Every setting of a recipe, data and model first; their docstrings read "Group: description"."""
+    texts = {name: text for cls in reversed(Recipe.__mro__[:-1]) for name, text in _attribute_docstrings(cls).items()}
+    hints = get_type_hints(Recipe, include_extras=True)
+    found = []
+    for field in sorted(fields(Recipe), key=lambda field: hasattr(Config, field.name)):
+        group, separator, rest = texts[field.name].partition(": ")
+        description = rest[0].upper() + rest[1:] if separator else texts[field.name]
+        group = group if separator else "General"
+        found.append(Setting(field.name, group, description, hints[field.name], getattr(Recipe, field.name)))
+    return tuple(found)
+
+
+def _attribute_docstrings(cls: type) -> dict[str, str]:
+    """The strings below the fields of a class, each on one line."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    body = definition.body if isinstance(definition, ast.ClassDef) else []
+    return {
+        statement.target.id: " ".join(following.value.value.split())
+        for statement, following in pairwise(body)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and isinstance(following, ast.Expr)
+        and isinstance(following.value, ast.Constant)
+        and isinstance(following.value.value, str)
+    }

@@ -1,0 +1,145 @@
+"""A run yields what it saves, adds nothing to the algorithms, and leaves what is done when it is stopped."""
+
+import pytest
+import torch
+from torch import nn
+
+from dswag import ClientError, InProcess, Moments, api, training
+from dswag.experiments.recipe import Experiment, Recipe, build
+from dswag.experiments.run import Evaluating, Exploring, execute
+from dswag.experiments.scoring import ENSEMBLE, PHASE_1, Scored, score_methods
+from dswag.folds import Snapshots
+from dswag.models.normalize import Normalize
+from dswag.run_folder import RoundRecord, RunFolder
+
+TINY = Recipe(clients=3, rounds=2, explore_epochs=2, samples=3)
+METHODS = [PHASE_1, "mean model", "DSWAG", "DSWAG diagonal", ENSEMBLE]
+
+
+def clients_of(experiment):
+    return experiment.engine._clients
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return build(TINY, workers=1)
+
+
+@pytest.fixture(scope="module")
+def finished(experiment, tmp_path_factory):
+    """The folder of a complete run, and its events."""
+    folder = RunFolder.create(tmp_path_factory.mktemp("run"), TINY)
+    return folder, list(execute(experiment, folder))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "run", TINY)
+
+
+def test_events_come_in_the_order_of_the_algorithm(finished):
+    _, events = finished
+    assert [type(event) for event in events] == [RoundRecord] * 2 + [Exploring, Evaluating] + [Scored] * 5
+    assert [event.round for event in events[:2]] == [1, 2]
+    assert events[2].explorers == 3
+    assert events[3].methods == 5
+    assert [event.method for event in events[4:]] == METHODS
+
+
+def test_what_was_yielded_is_saved(finished):
+    folder, events = finished
+    assert folder.history() == tuple(events[:2])
+    assert folder.checkpoint().round == 2
+    metrics = folder.metrics()
+    assert dict(metrics.scores) == {event.method: event.scores for event in events[4:]}
+    assert dict(metrics.reliability) == {event.method: event.reliability for event in events[4:]}
+    assert (metrics.samples, metrics.scale) == (3, 1.0)
+    assert metrics.seconds["phase 1"] == sum(event.seconds for event in events[:2])
+
+
+def test_posterior_is_that_of_the_short_form(experiment, finished):
+    """`dswag.train` on the same model and clients is the reference."""
+    folder, _ = finished
+    run = api.train(experiment.model, clients_of(experiment), TINY)
+    saved = folder.posterior()
+    for name, tensor in run.posterior.payload().items():
+        assert torch.equal(saved.payload()[name], tensor)
+    assert torch.equal(folder.checkpoint().theta, run.theta)
+
+
+def test_posterior_does_not_depend_on_the_number_of_workers(finished, folder):
+    list(execute(build(TINY, workers=2), folder))
+    for name, tensor in finished[0].posterior().payload().items():
+        assert torch.equal(folder.posterior().payload()[name], tensor)
+    assert dict(folder.metrics().scores) == dict(finished[0].metrics().scores)
+
+
+def test_accuracy_after_the_last_round_is_that_of_the_phase_1_model(finished):
+    folder, _ = finished
+    assert folder.history()[-1].test_accuracy == folder.metrics().scores[PHASE_1].accuracy
+
+
+def test_scoring_again_gives_the_same_scores(experiment, finished):
+    folder, _ = finished
+    again = {s.method: s.scores for s in score_methods(experiment, folder.checkpoint().theta, folder.posterior())}
+    before = dict(folder.metrics().scores)
+    del before[ENSEMBLE]
+    assert again == before
+
+
+def test_batch_norm_model_runs_without_accuracy_between_rounds(experiment, folder):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    model = nn.Sequential(Normalize(experiment.dataset.mean, experiment.dataset.std), network)
+    events = list(
+        execute(Experiment(TINY, experiment.dataset, model, InProcess(model, clients_of(experiment))), folder)
+    )
+    assert [event.test_accuracy for event in events[:2]] == [None, None]
+    assert list(folder.metrics().scores) == METHODS
+
+
+class StopAfter:
+    """Interrupts, as Ctrl-C does, once so many explorers are done."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def __call__(self):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_stopped_in_phase_2_it_leaves_the_posterior_of_what_came_in(experiment, folder):
+    """Expected: moments of the first two snapshots of an undisturbed phase 2."""
+    with pytest.raises(KeyboardInterrupt):
+        list(execute(experiment, folder, explored=StopAfter(2)))
+    theta = folder.checkpoint().theta
+    expected = Moments(theta, rank=TINY.rank)
+    for snapshot in training.explore(experiment.engine, theta, TINY, Snapshots()).result()[:2]:
+        expected.add(snapshot)
+    saved = folder.posterior()
+    assert saved.count == 2
+    for name, tensor in expected.posterior().payload().items():
+        assert torch.equal(saved.payload()[name], tensor)
+    assert folder.metrics() is None
+
+
+def test_stopped_after_one_snapshot_it_leaves_no_posterior(experiment, folder):
+    with pytest.raises(KeyboardInterrupt):
+        list(execute(experiment, folder, explored=StopAfter(1)))
+    assert not folder.has_posterior()
+    assert len(folder.history()) == 2
+
+
+def test_left_early_it_leaves_the_rounds_done(experiment, folder):
+    for _ in execute(experiment, folder):
+        break
+    assert [record.round for record in folder.history()] == [1]
+    assert folder.checkpoint().round == 1
+
+
+def test_a_client_that_fails_is_named(folder):
+    diverging = build(Recipe(clients=3, rounds=1, learning_rate=1e30))
+    with pytest.raises(ClientError, match=r"client \d failed in round 1, epoch 1: .*learning rate 1e"):
+        list(execute(diverging, folder))
+    assert folder.history() == ()
