@@ -1,0 +1,195 @@
+"""What the commands do."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from dswag.cli import console
+from dswag.cli.inputs import read_images
+from dswag.cli.options import Evaluate, Predict, Report, Train
+from dswag.cli.pages import page
+from dswag.cli.predictions import as_csv, as_rows
+from dswag.config import ConfigError
+from dswag.evaluation.metrics import Scores
+from dswag.experiments.recipe import Experiment, Recipe, build
+from dswag.experiments.run import Evaluating, Exploring, execute
+from dswag.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed, score_methods
+from dswag.files import write_text
+from dswag.parameters import Layout
+from dswag.posterior import GaussianPosterior
+from dswag.prediction import predictive
+from dswag.run_folder import RoundRecord, RunFolder, RunFolderError
+
+RUNS = Path("runs")
+
+
+def train(options: Train) -> None:
+    """Runs a recipe into a new run folder.
+
+    Raises:
+        KeyboardInterrupt: with what is saved, after Ctrl-C.
+    """
+    recipe = options.recipe()
+    experiment = build(recipe, workers=options.workers, progress=True)
+    if options.output is None:
+        folder = RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.model}", recipe)
+    else:
+        folder = RunFolder.create(options.output, recipe, overwrite=options.overwrite)
+    console.say(f"training into {folder.path}")
+    try:
+        with console.display() as display:
+            _follow(experiment, folder, display)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_is_saved(folder)) from None
+    _show(folder, folder.save_report(page([folder])), as_json=options.json)
+
+
+def evaluate(options: Evaluate) -> None:
+    """Scores the methods of a run again; what the snapshots are needed for stays as it was measured in training."""
+    folder = RunFolder.open(options.run)
+    before = folder.metrics()
+    experiment, posterior = _opened(folder, options)
+    checkpoint = folder.checkpoint()
+    if checkpoint.layout != Layout.of(experiment.model):
+        raise RunFolderError(f"the checkpoint in {folder.path} is of another model than its settings describe")
+    outcomes = []
+    with console.display() as display:
+        display.begin("evaluation", len(options.kind) + 1)
+        for outcome in score_methods(experiment, checkpoint.theta, posterior, kinds=options.kind):
+            outcomes.append(outcome)
+            display.advance(_described(outcome))
+    if before is not None and ENSEMBLE in before.scores:
+        outcomes.append(Scored(ENSEMBLE, before.scores[ENSEMBLE], before.reliability[ENSEMBLE]))
+    if options.save:
+        folder.save_metrics(metrics(outcomes, experiment.recipe, {} if before is None else before.seconds))
+        folder.save_report(page([folder]))
+    scores = {outcome.method: outcome.scores for outcome in outcomes}
+    if options.json:
+        console.emit(_json({"run": str(folder.path), "methods": _as_data(scores)}))
+    else:
+        console.show_scores(scores)
+
+
+def predict(options: Predict) -> None:
+    """Predicts images with the posterior of a run."""
+    if not options.inputs:
+        raise ConfigError("predict needs images: name at least one file")
+    if options.output is not None and options.output.suffix.lower() not in (".csv", ".json"):
+        raise ConfigError(f"the output must end in .csv or .json, got {options.output}")
+    folder = RunFolder.open(options.run)
+    experiment, posterior = _opened(folder, options)
+    channels, height, width = experiment.dataset.train.inputs.shape[1:]
+    names, images = read_images(options.inputs, (channels, height, width), resize=options.resize)
+    recipe = experiment.recipe
+    predicted = predictive(
+        experiment.model,
+        posterior,
+        images,
+        samples=recipe.samples,
+        seed=prediction_seed(recipe),
+        kind=options.kind,
+        scale=recipe.scale,
+        engine=experiment.engine,
+        batch_norm_examples=recipe.batch_norm_examples,
+    )
+    rows = as_rows(names, predicted, experiment.dataset.class_names)
+    if options.output is not None:
+        _write(options.output, _json(rows) + "\n" if options.output.suffix.lower() == ".json" else as_csv(rows))
+        console.say(f"{len(rows)} predictions written to {options.output}")
+    if options.json:
+        console.emit(_json(rows))
+    elif options.output is None:
+        console.emit(as_csv(rows).rstrip("\n"))
+
+
+def report(options: Report) -> None:
+    """Writes one page over the runs."""
+    if not options.runs:
+        raise ConfigError("report needs runs: name at least one folder that dswag train wrote")
+    folders = [RunFolder.open(path) for path in options.runs]
+    html = page(folders)
+    if options.output is None and len(folders) == 1:
+        path = folders[0].save_report(html)
+    else:
+        path = options.output or Path("report.html")
+        _write(path, html)
+    console.emit(_json({"report": str(path)}) if options.json else str(path))
+
+
+def _follow(experiment: Experiment, folder: RunFolder, display: console.Display) -> None:
+    """Runs the experiment to its end and shows how far it is."""
+    display.begin("phase 1: round", experiment.recipe.rounds)
+    for event in execute(experiment, folder, explored=display.advance):
+        match event:
+            case RoundRecord():
+                accuracy = "" if event.test_accuracy is None else f", accuracy {event.test_accuracy:.4f}"
+                display.advance(f"loss {event.loss:.4f}{accuracy}")
+            case Exploring():
+                display.begin("phase 2: explorer", event.explorers)
+            case Evaluating():
+                display.begin("evaluation", event.methods)
+            case Scored():
+                display.advance(_described(event))
+
+
+def _described(outcome: Scored) -> str:
+    return f"{outcome.method}, accuracy {outcome.scores.accuracy:.4f}, NLL {outcome.scores.nll:.4f}"
+
+
+def _what_is_saved(folder: RunFolder) -> str:
+    """For somebody who stopped the training."""
+    if folder.has_posterior():
+        return (
+            f"the posterior of {folder.posterior().count} snapshots is saved in {folder.path}; "
+            f"score it with: dswag evaluate {folder.path} --save"
+        )
+    rounds = len(folder.history())
+    if not rounds:
+        return f"nothing but the settings is saved in {folder.path}, for no round was completed"
+    return f"checkpoint and history of {rounds} round{'' if rounds == 1 else 's'} are saved in {folder.path}"
+
+
+def _opened(folder: RunFolder, options: Evaluate | Predict) -> tuple[Experiment, GaussianPosterior]:
+    """The run's experiment, with the settings that the options change, and its posterior."""
+    posterior = folder.posterior()
+    changed = {name: getattr(options, name) for name in ("samples", "scale", "data_dir")}
+    given = {name: value for name, value in changed.items() if value is not None}
+    recipe = Recipe.checked({**asdict(folder.config(Recipe)), **given}, source="flags")
+    experiment = build(recipe, progress=True)
+    if posterior.layout != Layout.of(experiment.model):
+        raise RunFolderError(f"the posterior in {folder.path} is of another model than its settings describe")
+    return experiment, posterior
+
+
+def _show(folder: RunFolder, written: Path, *, as_json: bool) -> None:
+    """The outcome of a complete run."""
+    outcome = folder.metrics()
+    if outcome is None:
+        raise RunFolderError(f"{folder.path} has no metrics: evaluate it with dswag evaluate {folder.path} --save")
+    if as_json:
+        result = {
+            "run": str(folder.path),
+            "report": str(written),
+            "methods": _as_data(outcome.scores),
+            "seconds": outcome.seconds,
+        }
+        console.emit(_json(result))
+    else:
+        console.show_scores(outcome.scores)
+        console.emit(f"report: {written}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}): choose another output") from error
+
+
+def _as_data(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
+    return {method: asdict(values) for method, values in scores.items()}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, allow_nan=False)

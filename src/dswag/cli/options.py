@@ -1,0 +1,173 @@
+"""What each command takes: flags, their help texts, and settings from a TOML file and flags together."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, cast
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional, PositionalMetavarFromFieldName, arg, subcommand
+
+from dswag.config import ConfigError
+from dswag.experiments.recipe import Recipe, Setting, settings
+from dswag.experiments.scoring import DEFAULT_KINDS
+from dswag.tasks import Kind
+
+Output = Annotated[Path | None, arg(aliases=("-o",), metavar="PATH")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train on a known data set, score all methods on its test set, and write everything into a run folder."""
+
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(optional)")] = None
+    """TOML file with settings, named as the flags are but with underscores; flags win over it."""
+    output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/DATASET-MODEL-N)")] = None
+    """Run folder to write, with config.toml, history.jsonl, checkpoint, posterior, metrics.json and report.html."""
+    overwrite: bool = False
+    """Replace the run that the folder already holds."""
+    workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
+    """Clients trained at a time; the result does not depend on it."""
+    json: bool = False
+    """Print the result as JSON; progress goes to standard error in any case."""
+
+    def recipe(self) -> Recipe:
+        """The settings of file and flags, checked together, defaults elsewhere.
+
+        Raises:
+            ConfigError: a file that cannot be read, unknown settings, or values that cannot be; a line for each fault.
+        """
+        flags = {name: value for group in self._groups() for name, value in group.items()}
+        if self.config is None:
+            return Recipe.checked(flags, source="flags")
+        return Recipe.checked(
+            {**_read_toml(self.config), **flags}, source=f"{self.config} and flags" if flags else str(self.config)
+        )
+
+    def _groups(self) -> list[Mapping[str, object]]:
+        return [getattr(self, _identifier(group)) for group in _grouped_settings()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score the methods of a run again on the test set, from its posterior and checkpoint."""
+
+    run: Positional[Path]
+    """Folder that dswag train wrote."""
+    kind: tuple[Kind | Literal["mean"], ...] = DEFAULT_KINDS
+    """What to predict with: draws from the posterior or from a part of its covariance, or its mean."""
+    samples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as trained)")] = None
+    """Draws from the posterior (S)."""
+    scale: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as trained)")] = None
+    """Factor on the covariance; the paper's is 1."""
+    data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
+    """Folder with the data set's files."""
+    save: bool = False
+    """Replace the metrics and the report of the run by the outcome."""
+    json: bool = False
+    """Print the result as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predict classes of images, with probabilities and how uncertain they are, in nats."""
+
+    run: Positional[Path]
+    """Folder that dswag train wrote."""
+    inputs: Annotated[Positional[tuple[Path, ...]], arg(metavar="INPUT ...", help_behavior_hint="(one or more)")]
+    """Image files, or .npy or .npz files of uint8 images [n, h, w], [n, c, h, w] or [n, h, w, c]."""
+    output: Annotated[Output, arg(metavar="FILE", help_behavior_hint="(default: CSV on standard output)")] = None
+    """File to write: CSV or JSON, by its ending."""
+    resize: bool = False
+    """Bring images to the size that the model takes, instead of refusing others."""
+    kind: Kind | Literal["mean"] = "swag"
+    """What to predict with: draws from the posterior or from a part of its covariance, or its mean."""
+    samples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as trained)")] = None
+    """Draws from the posterior (S)."""
+    scale: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as trained)")] = None
+    """Factor on the covariance; the paper's is 1."""
+    data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
+    """Folder with the data set's files."""
+    json: bool = False
+    """Print the predictions as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one self-contained HTML page over one or many runs."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(one or more)")]
+    """Folders that dswag train wrote."""
+    output: Annotated[
+        Output, arg(metavar="FILE", help_behavior_hint="(default: report.html, in the folder of a single run)")
+    ] = None
+    """File to write."""
+    json: bool = False
+    """Print where the page is as JSON."""
+
+
+def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Report:
+    """The command and its options.
+
+    Raises:
+        SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
+    """
+    commands = (_with_settings(Train), Evaluate, Predict, Report)
+    named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
+    union: Any = named[0]
+    for command in named[1:]:
+        union = union | command
+    options = tyro.cli(
+        union,
+        prog="dswag",
+        description="Distributed SWAG: a Gaussian over weights from models trained where the data are. "
+        "With DSWAG_DEBUG=1 in the environment, errors keep their traceback.",
+        args=arguments,
+        config=(FlagCreatePairsOff, PositionalMetavarFromFieldName),
+    )
+    return cast("Train | Evaluate | Predict | Report", options)
+
+
+def _with_settings(command: type[Train]) -> type[Train]:
+    """The command with a flag for each setting of a recipe, in groups; only those given on the command line are set."""
+    groups = [
+        (
+            _identifier(group),
+            Annotated[
+                cast("Any", TypedDict)(_identifier(group), {s.name: _flag(s) for s in members}, total=False),
+                arg(name=group.lower()),
+            ],
+        )
+        for group, members in _grouped_settings().items()
+    ]
+    made = make_dataclass(command.__name__, groups, bases=(command,), frozen=True, kw_only=True)
+    made.__doc__ = command.__doc__
+    return made
+
+
+def _flag(setting: Setting) -> Any:
+    default = "none" if setting.default is None else setting.default
+    return Annotated[
+        setting.annotation, arg(help=setting.description, help_behavior_hint=f"(default: {default})", prefix_name=False)
+    ]
+
+
+def _grouped_settings() -> dict[str, list[Setting]]:
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings():
+        groups.setdefault(setting.group, []).append(setting)
+    return groups
+
+
+def _identifier(group: str) -> str:
+    return group.lower().replace(" ", "_")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML file: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

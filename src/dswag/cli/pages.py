@@ -1,0 +1,49 @@
+"""What a report says of run folders."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from dswag.cohorts import cohort_size
+from dswag.experiments.recipe import Recipe, settings
+from dswag.run_folder import RunFolder
+
+
+def page(folders: Sequence[RunFolder]) -> str:
+    """The report over the runs, as HTML."""
+    from dswag.report.page import RunReport, render  # brings matplotlib, which nothing else needs
+
+    def section(folder: RunFolder) -> RunReport:
+        recipe, outcome = folder.config(Recipe), folder.metrics()
+        grouped: dict[str, dict[str, object]] = {}
+        for setting in settings():
+            grouped.setdefault(setting.group, {})[setting.name] = getattr(recipe, setting.name)
+        return RunReport(
+            title=f"{folder.path.resolve().name}: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
+            settings=grouped,
+            scores={} if outcome is None else outcome.scores,
+            reliability={} if outcome is None else outcome.reliability,
+            history=[asdict(record) for record in folder.history()],
+            environment={} if outcome is None else outcome.environment,
+            notes=_notes(folder, recipe),
+        )
+
+    return render([section(folder) for folder in folders])
+
+
+def _notes(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """What a reader must know of a run that is not as its settings say."""
+    notes = []
+    rounds = len(folder.history())
+    if rounds < recipe.rounds:
+        notes.append(f"Phase 1 ended after {rounds} of {recipe.rounds} rounds.")
+    if folder.has_posterior():
+        count = folder.posterior().count
+        expected = cohort_size(recipe.explorers, recipe.clients) * recipe.cycles * recipe.snapshots_per_cycle
+        if count < expected:
+            notes.append(f"The run was stopped in phase 2: the posterior is of {count} of {expected} snapshots.")
+    else:
+        notes.append("The run was stopped before it had a posterior.")
+    outcome = folder.metrics()
+    if outcome is not None and (outcome.samples, outcome.scale) != (recipe.samples, recipe.scale):
+        notes.append(f"The scores are of {outcome.samples} samples with scale {outcome.scale:g}, set after training.")
+    return notes
