@@ -142,7 +142,7 @@ def test_low_rank_draws_need_columns():
 )
 def test_a_posterior_that_cannot_be_is_refused(change, words):
     good = make()
-    parts = {**good.payload(), "count": 4, **change}
+    parts = {**good.tensors(), "count": 4, **change}
     with pytest.raises(ValueError, match=words):
         GaussianPosterior(**parts)
 
@@ -168,7 +168,7 @@ def test_sampled_gives_back_the_models_own_weights_also_after_an_exception():
 def test_a_model_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"θ must have shape \[9\] for these parameters, got \[6\]"):
         make(d=6).mean_into(small_model())
-    with_layout = GaussianPosterior(*make(d=9).payload().values(), count=4, layout=Layout.of(small_model()))
+    with_layout = GaussianPosterior(*make(d=9).tensors().values(), count=4, layout=Layout.of(small_model()))
     with pytest.raises(ValueError, match=r"0\.weight must have shape"):
         with_layout.mean_into(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)))
 
@@ -178,11 +178,11 @@ def test_a_model_of_another_shape_is_refused():
 
 def test_a_file_gives_back_every_bit(tmp_path):
     layout = Layout.of(small_model())
-    posterior = GaussianPosterior(*make(d=layout.d).payload().values(), count=17, layout=layout)
+    posterior = GaussianPosterior(*make(d=layout.d).tensors().values(), count=17, layout=layout)
     posterior.save(tmp_path / "p.safetensors")
     loaded = GaussianPosterior.load(tmp_path / "p.safetensors")
-    for name, tensor in posterior.payload().items():
-        assert torch.equal(loaded.payload()[name], tensor)
+    for name, tensor in posterior.tensors().items():
+        assert torch.equal(loaded.tensors()[name], tensor)
     assert (loaded.count, loaded.layout) == (17, layout)
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
@@ -225,9 +225,10 @@ def test_foreign_files_are_refused(tmp_path):
     ],
 )
 def test_metadata_that_does_not_fit_is_refused(tmp_path, change, words):
-    good = {"format": "dswag-posterior", "format_version": "1", "count": "4", "layout": "null"}
+    scales = {"within_scale": "1", "between_scale": "1", "temperature": "1"}
+    good = {"format": "dswag-posterior", "format_version": "1", "count": "4", "layout": "null", **scales}
     described = {key: value for key, value in {**good, **change}.items() if value is not None}
-    save_file(make().payload(), tmp_path / "p", described)
+    save_file(make().tensors(), tmp_path / "p", described)
     with pytest.raises(PosteriorFileError, match=words):
         GaussianPosterior.load(tmp_path / "p")
 

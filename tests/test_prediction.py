@@ -127,7 +127,7 @@ def test_certain_predictions_have_entropy_zero_not_nan():
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1e4], [-1e4]]))
     result = predictive(
-        model, GaussianPosterior(*around(model, spread=0.0).payload().values(), count=3), torch.ones(2, 1)
+        model, GaussianPosterior(*around(model, spread=0.0).tensors().values(), count=3), torch.ones(2, 1)
     )
     assert torch.equal(result.entropy, torch.zeros(2))
     assert torch.equal(result.mutual_information, torch.zeros(2))

@@ -110,7 +110,7 @@ def test_single_precision_follows_the_reference(make_model, make_clients):
 
 
 def bits(run):
-    return [run.theta, *run.posterior.payload().values()]
+    return [run.theta, *run.posterior.tensors().values()]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -151,7 +151,7 @@ def test_the_parts_make_the_whole(make_model, make_clients):
     for round in synchronize(engine, theta, config, start=2):
         theta = round.theta
     posterior = explore(engine, theta, config, collect(theta, config)).posterior()
-    assert all(torch.equal(a, b) for a, b in zip((theta, *posterior.payload().values()), bits(whole), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip((theta, *posterior.tensors().values()), bits(whole), strict=True))
 
 
 def test_one_worker_works_with_several_snapshots(make_model, make_clients):

@@ -1,4 +1,4 @@
-"""Running moments of client weights and their deviation columns (Algorithm 1, lines 25-32)."""
+"""Running moments of client weights (Algorithm 1, lines 25-32)."""
 
 from collections.abc import Iterator, Mapping
 from typing import Literal, Self
@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dswag.columns import Columns, LastColumns, PrincipalColumns
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import TrainResult
@@ -14,9 +15,12 @@ from dswag.tasks import TrainResult
 CHUNK = 1 << 16
 """Elements handled at a time, so that what lies between two passes stays in the processor's cache."""
 
+Snapshot = Float[Tensor, "d"] | Float[Tensor, "s d"] | nn.Module | Mapping[str, Tensor] | TrainResult
+"""θ; all snapshots of one client; or what θ can be read from."""
+
 
 class Moments:
-    """Mean, variance and the last K deviation columns of snapshots of θ, accumulated in place.
+    """Mean, variance and deviation columns of snapshots of θ, accumulated in place.
 
     Kept are sums of θ - anchor and of its square, in float64. Differences to a point near all snapshots lose nothing,
     while E[θ²] - (E θ)², as printed in line 32, cancels in float32
@@ -24,15 +28,20 @@ class Moments:
     the order of the snapshots nor the grouping of merges matters to the last digit of float32. They cost 16 bytes a
     parameter, where K = 20 columns cost 80.
 
+    Where clients give several snapshots each, the scatter within clients is summed apart; the rest of the variance is
+    that between clients.
+
     Args:
         anchor: θ [d] from which all snapshots start; the first snapshot if None.
-        rank: K, the number of deviation columns kept, of the snapshots with the highest indices; 0 for none.
+        rank: K, the most deviation columns kept; 0 for none.
+        columns: "last" keeps those of the K snapshots with the highest indices (line 28); "svd" the K principal
+            directions of all snapshots.
         centering: "final" centres the columns on the final mean; "running" as printed in line 29, on the mean so far,
             which makes them depend on the order and lose part of the variance (docs/paper.md).
-        layout: the parameters behind θ; needed to add modules or state dicts, and kept in the posterior.
+        layout: the parameters behind θ; needed to add state dicts, and kept in the posterior.
 
     Raises:
-        ValueError: a rank of 1 or below 0.
+        ValueError: a rank of 1 or below 0, or principal columns that are to be centred on a running mean.
     """
 
     def __init__(
@@ -40,6 +49,7 @@ class Moments:
         anchor: Float[Tensor, "d"] | None = None,
         *,
         rank: int = 20,
+        columns: Literal["last", "svd"] = "last",
         centering: Literal["final", "running"] = "final",
         layout: Layout | None = None,
     ) -> None:
@@ -47,55 +57,66 @@ class Moments:
             raise ValueError(
                 f"rank must be 0 or at least 2, got {rank}: the covariance divides by the number of columns minus one"
             )
-        self.anchor = None if anchor is None else anchor.detach().clone()
+        if (columns, centering) == ("svd", "running"):
+            raise ValueError('columns="svd" are principal directions around the final mean: use centering="final"')
         self.rank = rank
+        self.columns = columns
         self.centering = centering
         self.layout = layout
         self.count = 0
-        self._keys: list[tuple[int, int]] = []  # (index, snapshot) of the column in each slot
+        self._within: Tensor | None = None  # allocated once a client has several snapshots
+        self.anchor = None if anchor is None else anchor.detach().clone()
         if self.anchor is not None:
             self._allocate(self.anchor)
 
-    def add(
-        self, snapshot: Float[Tensor, "d"] | nn.Module | Mapping[str, Tensor] | TrainResult, *, index: int | None = None
-    ) -> None:
-        """Takes in θ, a module, a state dict, or all snapshots of a client's result.
+    def add(self, snapshot: Snapshot, *, index: int | None = None) -> None:
+        """Takes in θ [d], all snapshots [s, d] of one client, a module, a state dict, or a client's result.
 
-        `index` orders the columns; without one, snapshots count up from 0. Nothing changes if it raises.
+        `index` orders the columns; without one, clients count up from 0. Nothing changes if it raises.
 
         Raises:
             ValueError: a snapshot whose shape does not fit, or that is NaN or infinite.
         """
-        if isinstance(snapshot, TrainResult):
-            for number, theta in enumerate(snapshot.thetas):
-                self._add(theta, (snapshot.index, number))
-        else:
-            self._add(self._flatten(snapshot), (self.count if index is None else index, 0))
+        thetas, key = self._read(snapshot, index)
+        anchor = self._checked(thetas, key)
+        self.count += len(thetas)  # n + 1 in line 27
+        self._accumulate(thetas, anchor, 1)
+        self._columns.add(thetas, anchor, [(key, number) for number in range(len(thetas))])  # l. 28-30
+
+    def remove(self, snapshot: Snapshot, *, index: int) -> None:
+        """Takes out what was added with this index: a client that withdraws. The sums are as if it had never come.
+
+        Raises:
+            ValueError: columns that have made others go, that are principal directions, or centred on a running mean;
+                or more snapshots than there are.
+        """
+        thetas, key = self._read(snapshot, index)
+        anchor = self._checked(thetas, key)
+        if len(thetas) > self.count:
+            raise ValueError(f"{len(thetas)} snapshots cannot be removed from {self.count}")
+        self._columns.remove([(key, number) for number in range(len(thetas))])
+        self.count -= len(thetas)
+        self._accumulate(thetas, anchor, -1)
 
     def merge(self, other: Self) -> None:
         """Takes in all snapshots of another accumulator, whose anchor may be another.
 
         Raises:
-            ValueError: printed columns, which depend on the order of the snapshots, or ranks that differ.
+            ValueError: printed columns, which depend on the order of the snapshots, or settings that differ.
         """
-        if (self.rank, self.centering) != (other.rank, other.centering):
-            raise ValueError(
-                f"moments must agree in rank and centering to be merged, got {self.rank}, {self.centering} "
-                f"and {other.rank}, {other.centering}"
-            )
-        if self.centering == "running":
-            raise ValueError('columns centred on the running mean cannot be merged: use centering="final"')
+        mine, theirs = ((m.rank, m.columns, m.centering) for m in (self, other))
+        if mine != theirs:
+            raise ValueError(f"moments must agree in rank, columns and centering to be merged, got {mine} and {theirs}")
         if other.anchor is None:
             return
         anchor = self._anchor(other.anchor)
         shift = other.anchor.double() - anchor.double()
+        self._columns.merge(other._columns, shift)
         self._squares.add_(other._squares).add_(2 * shift * other._sum + other.count * shift.square())
         self._sum.add_(other._sum).add_(shift, alpha=other.count)
         self.count += other.count
-        for key, column in zip(other._keys, other._columns, strict=False):
-            slot = self._slot(key)
-            if slot is not None:
-                torch.add(column, shift, out=self._columns[slot])
+        if other._within is not None:
+            self._within = other._within.clone() if self._within is None else self._within.add_(other._within)
 
     def posterior(self) -> GaussianPosterior:
         """The Gaussian over weights (line 32): mean, variance (divided by n, not n - 1) and columns [k, d].
@@ -110,21 +131,46 @@ class Moments:
             )
         mean = self._sum / self.count
         variance = (self._squares / self.count - mean.square()).clamp_min_(0)  # l. 32
-        columns = self._columns[sorted(range(len(self._keys)), key=self._keys.__getitem__)]
-        if self.centering == "final":
-            columns -= mean
-        dtype = columns.dtype
+        within = None
+        if self._within is not None:
+            within = torch.minimum((self._within / self.count).clamp_min_(0), variance)
+        deviations = self._columns.centred(mean)
+        dtype = deviations.dtype
         return GaussianPosterior(
             mean=(self.anchor + mean).to(dtype),
             variance=variance.to(dtype),
-            deviations=columns,
+            deviations=deviations,
             count=self.count,
             layout=self.layout,
+            variance_within=None if within is None else within.to(dtype),
+            deviations_within=None if within is None else self._columns.within(),
         )
 
     def result(self) -> GaussianPosterior:
         """The posterior, under the name that folds give to their outcome."""
         return self.posterior()
+
+    def _read(self, snapshot: Snapshot, index: int | None) -> tuple[Float[Tensor, "s d"], int]:
+        if isinstance(snapshot, TrainResult):
+            return snapshot.thetas, snapshot.index
+        key = self.count if index is None else index
+        if not isinstance(snapshot, Tensor):
+            if self.layout is None and isinstance(snapshot, nn.Module):
+                self.layout = Layout.of(snapshot)
+            if self.layout is None:
+                raise ValueError("a state dict needs a layout: Moments(layout=Layout.of(model))")
+            snapshot = self.layout.flatten(snapshot)
+        return (snapshot.detach()[None] if snapshot.dim() == 1 else snapshot.detach()), key
+
+    def _checked(self, thetas: Float[Tensor, "s d"], key: int) -> Float[Tensor, "d"]:
+        if thetas.dim() != 2 or not len(thetas):
+            raise ValueError(f"a snapshot must be θ [d], or all of a client's [s, d], got shape {list(thetas.shape)}")
+        if not torch.isfinite(thetas).all():
+            raise ValueError(f"snapshot {key} is not finite: NaN or infinite weights would spoil all moments")
+        anchor = self._anchor(thetas[0])
+        if thetas.shape[1:] != anchor.shape:
+            raise ValueError(f"a snapshot must have shape {list(anchor.shape)}, got {list(thetas.shape[1:])}")
+        return anchor
 
     def _anchor(self, first: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
         """The anchor, which the first snapshot becomes where none was given."""
@@ -138,46 +184,23 @@ class Moments:
             raise ValueError(f"θ must be a vector [d], got shape {list(anchor.shape)}")
         self._sum = torch.zeros_like(anchor, dtype=torch.float64)
         self._squares = torch.zeros_like(anchor, dtype=torch.float64)
-        dtype = torch.promote_types(anchor.dtype, torch.float32)
-        self._columns = anchor.new_empty(self.rank, len(anchor), dtype=dtype)
+        self._columns: Columns = (
+            PrincipalColumns(anchor, self.rank)
+            if self.columns == "svd"
+            else LastColumns(anchor, self.rank, running=self.centering == "running")
+        )
 
-    def _flatten(self, snapshot: Tensor | nn.Module | Mapping[str, Tensor]) -> Float[Tensor, "d"]:
-        if isinstance(snapshot, Tensor):
-            return snapshot.detach()
-        if self.layout is None:
-            if not isinstance(snapshot, nn.Module):
-                raise ValueError("a state dict needs a layout: Moments(layout=Layout.of(model))")
-            self.layout = Layout.of(snapshot)
-        return self.layout.flatten(snapshot)
-
-    def _add(self, theta: Float[Tensor, "d"], key: tuple[int, int]) -> None:
-        if not torch.isfinite(theta).all():
-            raise ValueError(f"snapshot {key[0]} is not finite: NaN or infinite weights would spoil all moments")
-        anchor = self._anchor(theta)
-        if theta.shape != anchor.shape:
-            raise ValueError(f"a snapshot must have shape {list(anchor.shape)}, got {list(theta.shape)}")
-        self.count += 1  # n + 1 in line 27
-        for part in _chunks(theta):
-            step = theta[part].double() - anchor[part]
-            self._sum[part].add_(step)
-            self._squares[part].addcmul_(step, step)
-        slot = self._slot(key)  # l. 28
-        if slot is not None:
-            column = self._columns[slot]
-            torch.sub(theta, anchor, out=column)  # l. 29
-            if self.centering == "running":
-                column -= self._sum / self.count
-
-    def _slot(self, key: tuple[int, int]) -> int | None:
-        """The slot for a column: a free one, or that of the lowest key if the column's own is higher (line 28)."""
-        if len(self._keys) < self.rank:
-            self._keys.append(key)
-            return len(self._keys) - 1
-        if not self.rank or key < min(self._keys):
-            return None
-        slot = self._keys.index(min(self._keys))
-        self._keys[slot] = key
-        return slot
+    def _accumulate(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], sign: int) -> None:
+        """Adds the snapshots' sums, or takes them off again (line 27)."""
+        if len(thetas) > 1 and self._within is None:
+            self._within = torch.zeros_like(self._sum)
+        for part in _chunks(anchor):
+            steps = thetas[:, part].double() - anchor[part].double()
+            self._sum[part].add_(steps.sum(0), alpha=sign)
+            self._squares[part].add_(steps.square().sum(0), alpha=sign)
+            if len(thetas) > 1 and self._within is not None:
+                steps -= steps.mean(0)
+                self._within[part].add_(steps.square_().sum(0), alpha=sign)
 
 
 def _chunks(vector: Tensor) -> Iterator[slice]:

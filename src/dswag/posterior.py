@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ CHUNK = 1 << 13
 
 _FORMAT = "dswag-posterior"
 _FORMAT_VERSION = 1
+_TENSORS = ("mean", "variance", "deviations", "variance_within", "deviations_within")
 
 
 class PosteriorFileError(ValueError):
@@ -41,6 +42,9 @@ class GaussianPosterior:
 
     k is the number of columns stored, not the K asked for. Without columns the covariance is diag(variance) alone.
 
+    Where the scatter within clients is known, variance and columns have a part within and a part between clients, and
+    `within_scale` and `between_scale` multiply the covariance of each; both are 1 in the paper.
+
     Raises:
         ValueError: shapes that do not fit together, a single column, a negative variance, or NaN or infinity.
     """
@@ -52,6 +56,14 @@ class GaussianPosterior:
     """How many snapshots it was made of."""
     layout: Layout | None = None
     """The parameters behind θ, where known."""
+    variance_within: Float[Tensor, "d"] | None = None
+    """The part of the variance within clients; None where each gave a single snapshot: then all of it is between."""
+    deviations_within: Float[Tensor, "k d"] | None = None
+    """The part of each column within its client; the rest of it is its client's mean less the global mean."""
+    within_scale: float = 1.0
+    between_scale: float = 1.0
+    temperature: float = 1.0
+    """What logits are divided by when class probabilities are predicted."""
 
     def __post_init__(self) -> None:
         d = len(self.mean)
@@ -64,16 +76,39 @@ class GaussianPosterior:
             raise ValueError("deviations must have no or at least 2 columns, got 1: k - 1 would divide by zero")
         if self.layout is not None:
             self.layout.check(self.mean)
-        for name, tensor in (("mean", self.mean), ("variance", self.variance), ("deviations", self.deviations)):
+        for whole, part in ((self.variance, self.variance_within), (self.deviations, self.deviations_within)):
+            if part is not None and part.shape != whole.shape:
+                raise ValueError(f"the part within clients must have shape {list(whole.shape)}, got {list(part.shape)}")
+        for name, tensor in self.tensors().items():
             if not torch.isfinite(tensor.sum()):
                 raise ValueError(f"the posterior's {name} must be finite, got NaN or infinity")
         if (self.variance < 0).any():
             raise ValueError("the posterior's variance must not be negative")
+        for name in ("within_scale", "between_scale", "temperature"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0) or (name == "temperature" and value == 0):
+                raise ValueError(f"{name} must be {'positive' if name == 'temperature' else 'at least 0'}, got {value}")
 
     @property
     def std(self) -> Float[Tensor, "d"]:
-        """The square root of the variance, which `kind="diagonal"` draws with."""
+        """The square root of the variance, which `kind="diagonal"` draws with at scales of 1."""
         return self.variance.sqrt()
+
+    def factors(
+        self, kind: Kind = "swag", scale: float = 1.0, part: slice = slice(None)
+    ) -> tuple[Float[Tensor, "p"], Float[Tensor, "k p"]]:
+        """(v, F) by which the covariance of θ[part] is diag(v) + FᵀF: scaled, halved, divided by k - 1 as `kind` says.
+
+        F has no rows where the columns take no part. Everything else about the distribution follows from these.
+
+        Raises:
+            ValueError: an unknown kind, a scale that cannot be, or columns asked for where there are none.
+        """
+        diagonal, low_rank = self._weights(kind, scale)
+        variance = diagonal * self._combined(self.variance, self.variance_within, part, 1)
+        if not low_rank:
+            return variance, self.deviations[:0, part]
+        return variance, math.sqrt(low_rank) * self._combined(self.deviations, self.deviations_within, part, 2)
 
     def sample(
         self, seed: int, n: int = 1, *, first: int = 0, kind: Kind = "swag", scale: float = 1.0
@@ -90,20 +125,19 @@ class GaussianPosterior:
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        diagonal, low_rank = self._factors(kind, scale)
+        diagonal, low_rank = self._weights(kind, scale)
         draws = self.mean.new_empty(n, len(self.mean))
-        z2 = torch.stack([_normal(len(self.deviations), seed, first + i) for i in range(n)]) if low_rank else None
+        z2 = self.mean.new_empty(n, len(self.deviations))
+        for row in range(n):
+            z2[row] = _normal(len(self.deviations), seed, first + row)
 
         def fill(_: None, block: int) -> None:
-            start = block * BLOCK
+            start, stop = block * BLOCK, min((block + 1) * BLOCK, len(self.mean))
             for row in range(n):
-                out = draws[row, start : start + BLOCK]
                 if diagonal:
-                    out.copy_(_normal(len(out), seed, first + row, block))
-                else:
-                    out.zero_()
-            for begin in range(start, min(start + BLOCK, len(self.mean)), CHUNK):
-                part = slice(begin, min(begin + CHUNK, start + BLOCK))
+                    draws[row, start:stop] = _normal(stop - start, seed, first + row, block)
+            for begin in range(start, stop, CHUNK):
+                part = slice(begin, min(begin + CHUNK, stop))
                 self._finish(draws[:, part], part, diagonal, low_rank, z2)
 
         blocks = range(math.ceil(len(self.mean) / BLOCK))
@@ -111,20 +145,29 @@ class GaussianPosterior:
             pass
         return draws
 
-    def _finish(self, out: Tensor, part: slice, diagonal: float, low_rank: float, z2: Tensor | None) -> None:
+    def _finish(self, out: Tensor, part: slice, diagonal: float, low_rank: float, z2: Tensor) -> None:
         """Turns rows of z₁ into rows of θ, in place, for one part of θ."""
         mean = self.mean[part]
-        std = self.variance[part].sqrt().mul_(diagonal) if diagonal else None
-        columns = self.deviations[:, part] if low_rank else None
+        std = self._combined(self.variance, self.variance_within, part, 1).mul(diagonal).sqrt_() if diagonal else None
+        columns = self._combined(self.deviations, self.deviations_within, part, 2).T if low_rank else None
         for row, values in enumerate(out):
-            if std is not None:
-                values.mul_(std)
-            values.add_(mean)
-            if columns is not None and z2 is not None:
-                torch.addmv(values, columns.T, z2[row].to(values.dtype), alpha=low_rank, out=values)
+            if std is None:
+                values.copy_(mean)
+            else:
+                values.mul_(std).add_(mean)
+            if columns is not None:
+                torch.addmv(values, columns, z2[row], alpha=math.sqrt(low_rank), out=values)
 
-    def _factors(self, kind: Kind, scale: float) -> tuple[float, float]:
-        """What multiplies √variance z₁ and D z₂."""
+    def _combined(self, whole: Tensor, within: Tensor | None, part: slice, power: int) -> Tensor:
+        """Variance (power 1) or columns (power 2) with their parts within and between clients scaled."""
+        inner, outer = (float(scale ** (1 / power)) for scale in (self.within_scale, self.between_scale))
+        whole = whole[..., part]
+        if within is None or inner == outer:
+            return whole if outer == 1 else outer * whole
+        return outer * whole + (inner - outer) * within[..., part]
+
+    def _weights(self, kind: Kind, scale: float) -> tuple[float, float]:
+        """What multiplies diag(variance) and D Dᵀ in the covariance."""
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
         if not (scale >= 0 and math.isfinite(scale)):
@@ -133,19 +176,27 @@ class GaussianPosterior:
         if kind == "low_rank" and not k:
             raise ValueError("this posterior has no deviation columns: train with rank at least 2")
         if kind == "diagonal" or not k:
-            return math.sqrt(scale), 0.0
+            return scale, 0.0
         if kind == "low_rank":
-            return 0.0, math.sqrt(scale / (k - 1))
-        return math.sqrt(scale / 2), math.sqrt(scale / (2 * (k - 1)))
+            return 0.0, scale / (k - 1)
+        return scale / 2, scale / (2 * (k - 1))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name; the parts within clients only where they are known."""
+        named = {name: getattr(self, name) for name in _TENSORS}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def payload(self) -> dict[str, Tensor]:
-        """The tensors that a client needs to draw from this posterior."""
-        return {"mean": self.mean, "variance": self.variance, "deviations": self.deviations}
+        """What a client needs to draw from this posterior."""
+        scales = torch.tensor([self.within_scale, self.between_scale], dtype=torch.float64)
+        return {**self.tensors(), "scales": scales}
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Tensor]) -> "GaussianPosterior":
         """The posterior to draw from that `payload` describes; its count and layout stay where it was made."""
-        return cls(payload["mean"], payload["variance"], payload["deviations"], count=0)
+        within_scale, between_scale = payload["scales"].tolist()
+        tensors: dict[str, Any] = {name: payload[name] for name in _TENSORS if name in payload}
+        return cls(**tensors, count=0, within_scale=within_scale, between_scale=between_scale)
 
     def mean_into(self, module: nn.Module) -> None:
         """Copies the mean into the module's parameters, in place."""
@@ -168,22 +219,27 @@ class GaussianPosterior:
             layout.write(before, module)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file: the three tensors, and names, shapes and counts as metadata."""
+        """Writes a safetensors file: the tensors, and names, shapes, count and scales as metadata."""
         path = Path(path)
         described = {
             "format": _FORMAT,
             "format_version": str(_FORMAT_VERSION),
             "dswag_version": version("dswag"),
             "count": str(self.count),
+            "within_scale": repr(self.within_scale),
+            "between_scale": repr(self.between_scale),
+            "temperature": repr(self.temperature),
             "layout": json.dumps(None if self.layout is None else [self.layout.names, self.layout.shapes]),
         }
-        tensors = {name: tensor.contiguous() for name, tensor in self.payload().items()}
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         with replacing(path) as temporary:
             save_file(tensors, temporary, described)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "GaussianPosterior":
         """The posterior in a file that `save` wrote; nothing in the file is executed.
+
+        On the CPU its tensors are mapped from the file: what is not used takes no memory that others could use.
 
         Raises:
             PosteriorFileError: a file that is truncated, of another kind, or of a newer format.
@@ -195,11 +251,12 @@ class GaussianPosterior:
                 _check_format(path, described)
                 layout = json.loads(described["layout"])
                 return cls(
-                    mean=file.get_tensor("mean"),
-                    variance=file.get_tensor("variance"),
-                    deviations=file.get_tensor("deviations"),
+                    **{name: file.get_tensor(name) for name in _TENSORS if name in file.keys()},  # noqa: SIM118
                     count=int(described["count"]),
                     layout=None if layout is None else Layout(tuple(layout[0]), tuple(map(tuple, layout[1]))),
+                    within_scale=float(described["within_scale"]),
+                    between_scale=float(described["between_scale"]),
+                    temperature=float(described["temperature"]),
                 )
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, PosteriorFileError):

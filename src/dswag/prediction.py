@@ -158,4 +158,5 @@ def _probabilities(logits: Any) -> Float[Tensor, "b c"]:
 
 
 def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:
-    return torch.special.entr(probabilities).sum(1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)
+    return entropy

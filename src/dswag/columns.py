@@ -1,0 +1,199 @@
+"""The deviation columns D of the low-rank part (Algorithm 1, lines 28-30): which are kept, and how they are centred."""
+
+from collections.abc import Sequence
+from typing import Protocol, Self
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+CHUNK = 1 << 16
+"""Elements of θ brought to float64 at a time."""
+
+Key = tuple[int, int]
+"""(index of the task, number of the snapshot): what orders columns."""
+
+
+class Columns(Protocol):
+    """At most K columns [k, d] of snapshots, kept as differences to an anchor; changed in place."""
+
+    def add(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], keys: Sequence[Key]) -> None:
+        """Takes in all snapshots of one client."""
+
+    def merge(self, other: Self, shift: Float64[Tensor, "d"]) -> None:
+        """Takes in another's, whose differences are to an anchor that lies `shift` from this one's."""
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        """Takes out a client's. Raises ValueError where that is not possible any more; nothing changes then."""
+
+    def centred(self, mean: Float64[Tensor, "d"]) -> Float[Tensor, "k d"]:
+        """New columns D, by which D Dᵀ / (k - 1) is the low-rank covariance, centred on `mean` [d]."""
+
+    def within(self) -> Float[Tensor, "k d"] | None:
+        """The part of each column that lies within its client: θ less its client's mean; None where not known."""
+
+
+class LastColumns:
+    """The columns of the last K snapshots by key, whatever the order in which they come: a ring, copied nowhere.
+
+    With `running`, each is centred on the mean of what had come in by then, as line 29 is printed.
+    """
+
+    def __init__(self, like: Float[Tensor, "d"], rank: int, *, running: bool = False) -> None:
+        self.rank = rank
+        self.running = running
+        self._keys: list[Key] = []  # of the column in each slot
+        self._differences = like.new_empty(rank, len(like), dtype=torch.promote_types(like.dtype, torch.float32))
+        self._within: Tensor | None = None  # allocated once a client has several snapshots
+        self._displaced = False
+        self._sum = torch.zeros_like(like, dtype=torch.float64) if running else None
+        self._count = 0
+
+    def add(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], keys: Sequence[Key]) -> None:
+        """Stores those that belong to the last K."""
+        own_mean = thetas.mean(0, dtype=self._differences.dtype) if len(thetas) > 1 else None
+        for theta, key in zip(thetas, keys, strict=True):
+            if self._sum is not None:
+                self._sum.add_(theta.double() - anchor.double())
+                self._count += 1
+            slot = self._slot(key)
+            if slot is None:
+                continue
+            torch.sub(theta, anchor, out=self._differences[slot])  # l. 29
+            if self._sum is not None:
+                self._differences[slot] -= self._sum / self._count
+            self._set_within(slot, None if own_mean is None else theta - own_mean)
+
+    def merge(self, other: Self, shift: Float64[Tensor, "d"]) -> None:
+        """Stores the other's that belong to the last K."""
+        if self.running:
+            raise ValueError('columns centred on the running mean cannot be merged: use centering="final"')
+        for their_slot, key in enumerate(other._keys):
+            slot = self._slot(key)
+            if slot is not None:
+                torch.add(other._differences[their_slot], shift, out=self._differences[slot])
+                self._set_within(slot, None if other._within is None else other._within[their_slot])
+        self._displaced = self._displaced or other._displaced
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        """Frees the columns' slots; refused once others made room for them."""
+        if self.running:
+            raise ValueError('columns centred on the running mean cannot be removed: use centering="final"')
+        held = [slot for slot, key in enumerate(self._keys) if key in set(keys)]
+        if held and self._displaced:
+            raise ValueError(
+                f"the columns of {keys[0][0]} cannot be removed: earlier columns made room for them and are gone; "
+                "use rank=0, or a rank of at least the number of snapshots"
+            )
+        kept = [slot for slot in range(len(self._keys)) if slot not in held]
+        self._differences[: len(kept)] = self._differences[kept]
+        if self._within is not None:
+            self._within[: len(kept)] = self._within[kept]
+        self._keys = [self._keys[slot] for slot in kept]
+
+    def centred(self, mean: Float64[Tensor, "d"]) -> Float[Tensor, "k d"]:
+        """The columns in the order of their keys."""
+        columns = self._differences[self._order()]
+        return columns if self.running else columns.sub_(mean)
+
+    def within(self) -> Float[Tensor, "k d"] | None:
+        """Zero for the column of a client's only snapshot; None where every client had but one, or if running."""
+        return None if self._within is None or self.running else self._within[self._order()]
+
+    def _order(self) -> list[int]:
+        return sorted(range(len(self._keys)), key=self._keys.__getitem__)
+
+    def _slot(self, key: Key) -> int | None:
+        """A free slot, or that of the lowest key if this one is higher (line 28)."""
+        if len(self._keys) < self.rank:
+            self._keys.append(key)
+            return len(self._keys) - 1
+        self._displaced = True
+        if not self.rank or key < min(self._keys):
+            return None
+        slot = self._keys.index(min(self._keys))
+        self._keys[slot] = key
+        return slot
+
+    def _set_within(self, slot: int, values: Tensor | None) -> None:
+        if values is None and self._within is None:
+            return
+        if self._within is None:
+            self._within = torch.zeros_like(self._differences)
+        self._within[slot] = 0 if values is None else values
+
+
+class PrincipalColumns:
+    """The K principal directions of all snapshots, however many: D Dᵀ / (k - 1) is close to their whole covariance.
+
+    Incremental principal components with an updated mean (Ross, Lim, Lin & Yang 2008, Section 2.1): blocks of K
+    snapshots join the K directions so far, and the best K directions of both go on. Exact for up to K + 1 snapshots, or
+    whenever the snapshots lie in K dimensions; otherwise what is dropped on the way is lost.
+    """
+
+    def __init__(self, like: Float[Tensor, "d"], rank: int) -> None:
+        self.rank = rank
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self._block = like.new_empty(rank, len(like), dtype=dtype)  # snapshots that have not joined yet
+        self._waiting = 0
+        self._rows = like.new_empty(0, len(like), dtype=dtype)  # R, whose RᵀR is the scatter around the mean
+        self._mean = torch.zeros_like(like, dtype=torch.float64)
+        self._count = 0
+
+    def add(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], keys: Sequence[Key]) -> None:
+        """Takes in every snapshot."""
+        for theta in thetas:
+            torch.sub(theta, anchor, out=self._block[self._waiting])
+            self._waiting += 1
+            if self._waiting == self.rank:
+                self._join_block()
+
+    def merge(self, other: Self, shift: Float64[Tensor, "d"]) -> None:
+        """Joins the other's directions."""
+        self._join_block()
+        other._join_block()
+        self._join(other._rows, other._mean + shift, other._count)
+
+    def remove(self, keys: Sequence[Key]) -> None:
+        """Refused: directions of many snapshots do not come apart."""
+        raise ValueError('principal columns cannot be removed: use columns="last"')
+
+    def centred(self, mean: Float64[Tensor, "d"]) -> Float[Tensor, "k d"]:
+        """The directions, scaled so that D Dᵀ / (k - 1) = RᵀR / (n - 1)."""
+        self._join_block()
+        rows = self._rows
+        if len(rows) == 1:  # a second, empty column, since k - 1 divides
+            rows = torch.cat([rows, torch.zeros_like(rows)])
+        scale: float = (max(len(rows) - 1, 0) / (self._count - 1)) ** 0.5
+        return rows * scale
+
+    def within(self) -> None:
+        """Not known: directions mix clients."""
+        return
+
+    def _join_block(self) -> None:
+        if self._waiting:
+            block = self._block[: self._waiting]
+            mean = block.double().mean(0)
+            self._join(block - mean.to(block.dtype), mean, self._waiting)
+            self._waiting = 0
+
+    def _join(self, rows: Float[Tensor, "r d"], mean: Float64[Tensor, "d"], count: int) -> None:
+        """Adds `count` snapshots with this mean and scatter rowsᵀ rows around it."""
+        total = self._count + count
+        step = mean - self._mean
+        between = (step * (self._count * count / total) ** 0.5).to(rows.dtype)
+        self._rows = _compressed(torch.cat([self._rows, rows, between[None]]), self.rank)
+        self._mean += step * (count / total)
+        self._count = total
+
+
+def _compressed(rows: Float[Tensor, "r d"], rank: int) -> Float[Tensor, "k d"]:
+    """At most `rank` rows R with RᵀR nearest to rowsᵀ rows: the first left singular vectors, applied to the rows."""
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for start in range(0, rows.shape[1], CHUNK):
+        part = rows[:, start : start + CHUNK].double()
+        gram += part @ part.T
+    values, vectors = torch.linalg.eigh(gram)
+    keep = min(rank, int((values > values[-1] * len(rows) * torch.finfo(rows.dtype).eps).sum()))
+    return vectors[:, -keep:].flip(1).T.to(rows.dtype) @ rows if keep else rows[:0]
