@@ -402,6 +402,22 @@ def test_refresh_over_several_clients_equals_one_client_with_all_data(sizes):
     torch.testing.assert_close(found["0.running_var"].double(), variance, rtol=12 * FLOAT32, atol=0)
 
 
+def test_refresh_asks_every_client_once_each_with_a_seed_of_its_own():
+    class Asked(InProcess):
+        def reduce(self, payload, tasks, fold):
+            self.tasks = tasks
+            return super().reduce(payload, tasks, fold)
+
+    data = (normal(30, 3, dtype=torch.float32), torch.zeros(30))
+    engine = Asked(nn.BatchNorm1d(3), [data] * 4, workers=1)
+    asked = []
+    for seed in (0, 1):
+        refresh(engine, {"theta": torch.ones(6)}, seed=seed, max_examples=10)
+        assert [(task.index, task.client, task.max_examples) for task in engine.tasks] == [(i, i, 10) for i in range(4)]
+        asked += [task.seed for task in engine.tasks]
+    assert len(set(asked)) == 8  # clients with the same data use different examples of them
+
+
 def test_loaded_statistics_are_copies_under_their_names():
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     values = torch.tensor([1.0, 2.0, 3.0])
