@@ -2,8 +2,8 @@
 
 The usual way is a `DataLoader(TensorDataset)` and a `torch.optim.SGD` for each client, one after another, with all of
 PyTorch's threads. Both train on the same number of examples in batches of 50. Runs are interleaved and the median of
-the ratios counts, since the machines are shared. The share of the peak is that of float32 matrix products of 1024 x 1024
-with all threads, measured in between.
+the ratios counts, since the machines are shared. The peak is that of float32 matrix products of 1024 x 1024 with all
+threads, measured in between.
 
     python benchmarks/training.py [--repeats 5] [--models mlp cnn]
 """
@@ -87,7 +87,7 @@ def compare(name: str, num_clients: int, repeats: int) -> str:
     model = build(name, (1, 28, 28), 10, mean=MEAN, std=STD, seed=0)
     network, theta = model[1], dswag.Layout.of(model).flatten(model)
     floats = (pixels / 255 - MEAN[0]) / STD[0]
-    shares = torch.tensor_split(torch.arange(n), num_clients)
+    shares = torch.arange(n).chunk(num_clients)
     loaders = [DataLoader(TensorDataset(floats[s], targets[s]), BATCH, shuffle=True) for s in shares]
     engine = dswag.InProcess(model, [Examples(pixels[s], targets[s]) for s in shares])
     rounds = {

@@ -48,6 +48,7 @@ class Workspace:
         self.loss = loss
         self.device = self.theta.device
         self.abort = threading.Event()
+        self.draws_randomly = True  # until a first batch shows that no layer does
         self._buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def load(self, payload: Payload) -> None:
@@ -118,11 +119,12 @@ class _Step:
     def __init__(self, update: ClientUpdate, workspace: Workspace, generator: torch.Generator) -> None:
         theta = nn.Parameter(workspace.theta)
         theta.grad = workspace.gradient
-        self.optimizer = torch.optim.SGD([theta], momentum=update.momentum, weight_decay=update.weight_decay)
+        self.optimizer = torch.optim.SGD(
+            [theta], momentum=update.momentum, weight_decay=update.weight_decay, fused=True
+        )
         self.autocast = update.precision == "bfloat16"
         self.workspace = workspace
         self.randomness = DrawFrom(generator)
-        self.draws_randomly = True  # until the first batch shows that no layer does
 
     def __call__(self, inputs: Any, targets: Tensor, rate: float) -> Tensor:
         """The minibatch's mean loss before the step."""
@@ -130,11 +132,11 @@ class _Step:
         workspace.gradient.zero_()
         targets = targets.to(workspace.device, non_blocking=True)
         with (
-            self.randomness if self.draws_randomly else nullcontext(),
+            self.randomness if workspace.draws_randomly else nullcontext(),
             torch.autocast(workspace.device.type, torch.bfloat16, enabled=self.autocast),
         ):
             loss = workspace.loss(workspace.module(workspace.place(inputs)), targets)
-        self.draws_randomly = self.randomness.used
+        workspace.draws_randomly = self.randomness.used
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()

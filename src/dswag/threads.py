@@ -1,4 +1,4 @@
-"""Work on a pool of threads, each with one intra-op thread, with results in the order of the items."""
+"""Work on a pool of threads, with results in the order of the items."""
 
 import queue
 import threading
@@ -27,15 +27,16 @@ def ordered_map(
     items: Iterable[ItemT],
     *,
     abort: threading.Event | None = None,
+    intra_op_threads: int = 1,
 ) -> Iterator[OutT]:
     """Yields `function(state, item)` for each item, in order; each of the states serves one thread at a time.
 
     Results do not depend on the number of states: every call, also with a single state, runs on a thread of its own,
-    with one intra-op thread and without the caller's `no_grad`, autocast or other modes of a thread. At most two
-    results a state are under way or waiting. When the caller stops early, or a call raises, `abort` is set for the
-    calls under way to see, the rest are dropped, and the threads are gone when control returns.
+    with `intra_op_threads` of PyTorch's and without the caller's `no_grad`, autocast or other modes of a thread. At
+    most two results a state are under way or waiting. When the caller stops early, or a call raises, `abort` is set for
+    the calls under way to see, the rest are dropped, and the threads are gone when control returns.
     """
-    with _one_intra_op_thread():
+    with _intra_op_threads(intra_op_threads):
         free: queue.SimpleQueue[StateT] = queue.SimpleQueue()
         for state in states:
             free.put(state)
@@ -47,7 +48,7 @@ def ordered_map(
             finally:
                 free.put(state)
 
-        pool = ThreadPoolExecutor(len(states), "dswag", initializer=torch.set_num_threads, initargs=(1,))
+        pool = ThreadPoolExecutor(len(states), "dswag", initializer=torch.set_num_threads, initargs=(intra_op_threads,))
         try:
             remaining = iter(items)
             pending: deque[Future[OutT]] = deque(pool.submit(call, item) for item in islice(remaining, 2 * len(states)))
@@ -63,10 +64,10 @@ def ordered_map(
 
 
 @contextmanager
-def _one_intra_op_thread() -> Iterator[None]:
-    """This thread, and those started within, compute with one intra-op thread."""
+def _intra_op_threads(number: int) -> Iterator[None]:
+    """This thread, and those started within, compute with this many intra-op threads each."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:

@@ -82,10 +82,10 @@ class Examples:
         else:
             order = torch.randperm(len(self), generator=generator, device=generator.device)
         for rows in order.to(self.inputs.device).tensor_split(math.ceil(len(self) / batch_size)):
-            inputs = self.inputs[rows]
+            inputs = self.inputs.index_select(0, rows)
             if augment and self.augmentation is not None and generator is not None:
                 inputs = self.augmentation(inputs, generator)
-            yield inputs, self.targets[rows]
+            yield inputs, self.targets.index_select(0, rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,12 @@ from dswag.threads import default_workers, ordered_map
 
 
 class InProcess:
-    """Runs each client whole on one single-threaded worker, and folds the results in task order.
+    """Runs each client whole on one worker, and folds the results in task order.
 
     Each worker has a copy of the model, so neither the model given nor another client is touched; at most two results
-    a worker wait to be folded, whatever the number of clients.
+    a worker wait to be folded, whatever the number of clients. A worker computes with one intra-op thread, or with
+    more where there are fewer clients than PyTorch has threads: never depending on the number of workers, so that the
+    answers do not either.
 
     Args:
         model: any module with trainable parameters; the clients work on copies, on its device.
@@ -45,6 +47,7 @@ class InProcess:
         first = local.Workspace(model, loss)
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
+        self._intra_op_threads = max(1, default_workers() // len(clients))
         self._workspaces = [first, *(local.Workspace(model, loss) for _ in range(number - 1))]
 
     @property
@@ -65,7 +68,8 @@ class InProcess:
             workspace.abort = abort
             return local.run(task, payload, self._clients[task.client], workspace)
 
-        for result in ordered_map(answer, self._workspaces, tasks, abort=abort):
+        answers = ordered_map(answer, self._workspaces, tasks, abort=abort, intra_op_threads=self._intra_op_threads)
+        for result in answers:
             fold.add(result)
         return fold
 

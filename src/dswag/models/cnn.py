@@ -16,11 +16,11 @@ def cnn(input_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
         raise ValueError(f"cnn takes images of at least 4 x 4, got {height} x {width}: use mlp")
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),  # after the pooling, where it gives the same for a quarter of the values
         nn.Conv2d(32, 64, 5, padding=2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(64 * (height // 4) * (width // 4), 512),
         nn.ReLU(),

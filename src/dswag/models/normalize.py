@@ -28,4 +28,4 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The images as normalised float32."""
-        return images.contiguous(memory_format=torch.channels_last) * self.scale - self.shift
+        return (images.contiguous(memory_format=torch.channels_last) * self.scale).sub_(self.shift)
