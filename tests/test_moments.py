@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from slow_reference import columns_as_printed, columns_centred_on_final_mean, two_pass_moments
 from torch import nn
 
-from dswag import Layout, Moments
+from dswag import GaussianPosterior, Layout, Moments
 from dswag.randomness import generator_for
 from dswag.tasks import TrainResult
 
@@ -254,3 +254,152 @@ def test_a_clients_snapshots_all_enter():
     torch.testing.assert_close(
         moments.result().deviations, columns_centred_on_final_mean(thetas, 4).float(), rtol=1e-4, atol=1e-6
     )
+
+
+# Scatter within and between clients
+
+
+def of_clients(sizes, *, d=40, seed=3, within=0.1, between=1.0):
+    """All snapshots [s, d] of each client, around the client's own centre."""
+    generator = generator_for(seed)
+    return [
+        between * torch.randn(d, generator=generator) + within * torch.randn(size, d, generator=generator)
+        for size in sizes
+    ]
+
+
+def test_within_and_between_add_up_to_the_whole():
+    """Law of total variance, against two passes in float64."""
+    clients = of_clients((3, 5, 1, 4))
+    posterior = accumulate(torch.zeros(40), clients).posterior()
+    everything = torch.cat(clients).double()
+    within = sum(((c.double() - c.double().mean(0)) ** 2).sum(0) for c in clients) / len(everything)
+    means = torch.cat([c.double().mean(0).expand(len(c), -1) for c in clients])
+    between = ((means - everything.mean(0)) ** 2).mean(0)
+    torch.testing.assert_close(posterior.variance_within.double(), within, rtol=1e-6, atol=0)
+    torch.testing.assert_close((posterior.variance - posterior.variance_within).double(), between, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(posterior.deviations_within.double(), everything - means, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        (posterior.deviations - posterior.deviations_within).double(), means - everything.mean(0), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_single_snapshots_are_all_between():
+    posterior = accumulate(torch.zeros(40), of_clients((1, 1, 1))).posterior()
+    assert posterior.variance_within is None
+    assert posterior.deviations_within is None
+
+
+@pytest.mark.parametrize("columns", ["last", "svd"])
+def test_merged_clients_keep_their_scatter_apart(columns):
+    clients = of_clients((2, 3, 1, 2))
+    whole = accumulate(torch.zeros(40), clients, columns=columns, rank=6).posterior()
+    parts = [Moments(torch.full((40,), 0.1 * i), columns=columns, rank=6) for i in range(2)]
+    for index, client in enumerate(clients):
+        parts[index // 2].add(client, index=sum(len(c) for c in clients[:index]))
+    parts[0].merge(parts[1])
+    merged = parts[0].posterior()
+    torch.testing.assert_close(merged.variance_within, whole.variance_within, rtol=1e-6, atol=0)
+    torch.testing.assert_close(merged.variance, whole.variance, rtol=1e-6, atol=0)
+    if columns == "last":
+        torch.testing.assert_close(merged.deviations_within, whole.deviations_within, rtol=1e-4, atol=1e-6)
+
+
+def test_a_snapshot_lies_in_the_parts_as_scaled():
+    """Draws have the covariance of both parts, each with its scale."""
+    posterior = accumulate(torch.zeros(8), of_clients((3, 3), d=8, within=0.5), rank=6).posterior()
+    scaled = GaussianPosterior(
+        **posterior.tensors(), count=6, within_scale=0.25, between_scale=4.0, layout=posterior.layout
+    )
+    inner, outer = posterior.deviations_within, posterior.deviations - posterior.deviations_within
+    variance = 0.25 * posterior.variance_within + 4 * (posterior.variance - posterior.variance_within)
+    low_rank = 0.25 * inner.T @ inner + 4 * outer.T @ outer  # cross terms vanish over all snapshots of a client
+    expected = torch.diag(variance) / 2 + low_rank / (2 * 5)
+    v, f = scaled.factors()
+    torch.testing.assert_close(torch.diag(v) + f.T @ f, expected, rtol=1e-4, atol=1e-5)
+    draws = scaled.sample(0, 40_000)
+    std = expected.diagonal().sqrt()
+    error = torch.sqrt((torch.outer(std, std) ** 2 + expected**2) / 40_000)
+    assert ((draws.T.cov() - expected).abs() <= 5 * error).all()
+
+
+# Withdrawal
+
+
+@pytest.mark.parametrize("rank", [0, 20])
+def test_a_removed_client_leaves_nothing_behind(rank):
+    clients = of_clients((2, 3, 4))
+    moments = Moments(torch.zeros(40), rank=rank)
+    for index, client in enumerate(clients):
+        moments.add(client, index=index)
+    moments.remove(clients[1], index=1)
+    expected = Moments(torch.zeros(40), rank=rank)
+    for index in (0, 2):
+        expected.add(clients[index], index=index)
+    left, right = moments.posterior(), expected.posterior()
+    assert left.count == right.count == 6
+    for name, tensor in right.tensors().items():
+        torch.testing.assert_close(left.tensors()[name], tensor, rtol=1e-6, atol=1e-7)
+
+
+def test_a_client_whose_columns_displaced_others_cannot_be_removed():
+    clients = of_clients((2, 2, 2))
+    moments = Moments(torch.zeros(40), rank=3)
+    for index, client in enumerate(clients):
+        moments.add(client, index=index)
+    before = moments.posterior().tensors()
+    with pytest.raises(ValueError, match="columns of 2 cannot be removed: earlier columns made room"):
+        moments.remove(clients[2], index=2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in moments.posterior().tensors().items())
+    moments.remove(clients[0], index=0)  # its columns are gone already; its sums can still be taken off
+    assert moments.count == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"columns": "svd"}, "principal columns cannot be removed"), ({"centering": "running"}, "cannot be removed")],
+)
+def test_columns_that_do_not_come_apart_refuse_removal(options, words):
+    moments = accumulate(torch.zeros(40), of_clients((2, 2)), **options)
+    with pytest.raises(ValueError, match=words):
+        moments.remove(of_clients((2, 2))[0], index=0)
+
+
+# Principal columns
+
+
+def test_principal_columns_are_exact_while_they_fit():
+    clients = of_clients((1,) * 7, d=30)
+    posterior = accumulate(torch.zeros(30), clients, columns="svd", rank=8).posterior()
+    everything = torch.cat(clients).double()
+    d = posterior.deviations.double()
+    torch.testing.assert_close(d.T @ d / (len(d) - 1), everything.T.cov(), rtol=1e-4, atol=1e-5)
+
+
+def test_principal_columns_of_many_snapshots_are_their_principal_components():
+    """40 snapshots that move mostly along 3 directions; the residual is 1 % of them."""
+    generator = generator_for(11)
+    directions = torch.linalg.qr(torch.randn(60, 3, generator=generator))[0].T * torch.tensor([[3.0], [2.0], [1.0]])
+    thetas = torch.randn(40, 3, generator=generator) @ directions + 0.01 * torch.randn(40, 60, generator=generator) + 5
+    posterior = accumulate(torch.zeros(60), list(thetas), columns="svd", rank=4).posterior()
+    d = posterior.deviations.double()
+    covariance = thetas.double().T.cov()
+    values = torch.linalg.eigvalsh(covariance)[-3:]
+    torch.testing.assert_close(torch.linalg.eigvalsh(d.T @ d / (len(d) - 1))[-3:], values, rtol=1e-3, atol=0)
+    # What is missing is of the size of the residual's variance, 1e-4 in each of 60 directions.
+    assert torch.linalg.matrix_norm(d.T @ d / (len(d) - 1) - covariance, 2) < 1e-3
+    last = accumulate(torch.zeros(60), list(thetas), rank=4).posterior().deviations.double()
+    assert torch.linalg.matrix_norm(last.T @ last / 3 - covariance, 2) > 0.5  # four snapshots say little of forty
+
+
+def test_two_snapshots_have_one_principal_direction():
+    thetas = [torch.zeros(5), torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0])]
+    posterior = accumulate(torch.zeros(5), thetas, columns="svd").posterior()
+    expected = torch.zeros(5, 5)
+    expected[0, 0] = 2.0  # the sample variance of 0 and 2
+    torch.testing.assert_close(posterior.deviations.T @ posterior.deviations, expected)
+
+
+def test_principal_columns_have_no_running_mean():
+    with pytest.raises(ValueError, match="principal directions around the final mean"):
+        Moments(columns="svd", centering="running")
