@@ -90,7 +90,7 @@ def compare(name: str, num_clients: int, repeats: int) -> str:
     shares = torch.arange(n).chunk(num_clients)
     loaders = [DataLoader(TensorDataset(floats[s], targets[s]), BATCH, shuffle=True) for s in shares]
     engine = dswag.InProcess(model, [Examples(pixels[s], targets[s]) for s in shares])
-    rounds = {
+    rounds: dict[str, Callable[[], object]] = {
         "usual": lambda: usual_round(network, loaders),
         "float32": lambda: our_round(engine, theta, "float32"),
         "bfloat16": lambda: our_round(engine, theta, "bfloat16"),

@@ -84,10 +84,10 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(dswag, tmp_path):
 
 
 def test_the_same_settings_give_the_same_posterior_whatever_the_number_of_workers(dswag, run, tmp_path):
-    first = GaussianPosterior.load(run / "posterior.safetensors").payload()
+    first = GaussianPosterior.load(run / "posterior.safetensors").tensors()
     for workers in (1, 2):
         assert dswag("train", *TINY, "--workers", workers, "--output", tmp_path / str(workers))[0] == 0
-        again = GaussianPosterior.load(tmp_path / str(workers) / "posterior.safetensors").payload()
+        again = GaussianPosterior.load(tmp_path / str(workers) / "posterior.safetensors").tensors()
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 

@@ -21,7 +21,7 @@ COUNTS = (
     "samples",
 )
 RATES = ("learning_rate", "final_learning_rate", "explore_learning_rate", "explore_final_learning_rate")
-FLOATS = (*RATES, "stop_accuracy", "momentum", "weight_decay", "scale")
+FLOATS = (*RATES, "stop_accuracy", "momentum", "weight_decay", "scale", "holdout")
 SHARES = ("clients_per_round", "explorers")
 
 BAD = [
@@ -37,6 +37,8 @@ BAD = [
     *(("momentum", value) for value in (1, 1.0, -0.1)),
     *(("weight_decay", value) for value in (-1e-4,)),
     *(("scale", value) for value in (-1.0,)),
+    *(("holdout", value) for value in (1.0, 1, -0.1, None)),
+    *(("calibrate", value) for value in (True, 1, "yes", None)),  # True alone: nothing is held out
     *(("aggregation", value) for value in ("median", "Mean", 0, None)),
     *(("precision", value) for value in ("float16", "bf16", 32)),
     *(("centering", value) for value in ("none", "Final", None)),

@@ -307,7 +307,7 @@ def test_statistics_of_draws_are_those_of_each_draw_alone(make_model, data, kind
         layout=layout,
     )
     draws = Draws(seed=8, first=5, count=3, kind=kind, scale=0.5)
-    found = local.run(replace(STATISTICS, draws=draws), posterior.payload(), data, Workspace(model)).statistics
+    found = local.run(replace(STATISTICS, draws=(draws,)), posterior.tensors(), data, Workspace(model)).statistics
     assert len(found) == 3
     means = set()
     for number, statistics in enumerate(found):

@@ -8,6 +8,7 @@ from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior, PosteriorFileError
 from dswag.prediction import Predictive, ensemble, predict, predictive
+from dswag.scaling import calibrate
 from dswag.tasks import ClientError
 from dswag.training import Round, collect, evaluate, explore, synchronize
 
@@ -23,6 +24,7 @@ __all__ = [
     "Predictive",
     "Round",
     "Run",
+    "calibrate",
     "collect",
     "ensemble",
     "evaluate",

@@ -13,6 +13,7 @@ from dswag.engines.in_process import InProcess
 from dswag.local import Loss
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
+from dswag.scaling import calibrate
 from dswag.tasks import Engine
 from dswag.training import Round, collect, explore, synchronize
 
@@ -63,4 +64,7 @@ def train(
     history = tuple(synchronize(engine, theta, config))
     theta = history[-1].theta
     moments = explore(engine, theta, config, collect(theta, config, layout))
-    return Run(config, theta, moments.posterior(), history, engine)
+    posterior = moments.posterior()
+    if config.calibrate:
+        posterior = calibrate(engine, posterior, config)
+    return Run(config, theta, posterior, history, engine)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dswag.randomness import derive_seed
-from dswag.tasks import Draws, Engine, LayerStatistics, Payload, StatisticsResult, StatisticsTask
+from dswag.tasks import Draws, Engine, LayerStatistics, Part, Payload, StatisticsResult, StatisticsTask
 
 BATCH_SIZE = 128
 """Examples that a layer normalises together while statistics are collected."""
@@ -27,7 +27,13 @@ def layers(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def refresh(
-    engine: Engine, payload: Payload, *, seed: int, max_examples: int | None = None, draws: Draws | None = None
+    engine: Engine,
+    payload: Payload,
+    *,
+    seed: int,
+    max_examples: int | None = None,
+    draws: tuple[Draws, ...] = (),
+    part: Part | None = None,
 ) -> tuple[dict[str, Tensor], ...]:
     """For the payload's θ, or each draw from its posterior, the running statistics over all clients by buffer name.
 
@@ -38,6 +44,7 @@ def refresh(
             index=client,
             client=client,
             occasion="the BatchNorm refresh",
+            part=part,
             batch_size=BATCH_SIZE,
             max_examples=max_examples,
             seed=derive_seed(seed, client),

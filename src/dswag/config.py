@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from dswag.cohorts import cohort_size
 from dswag.files import write_text
+from dswag.tasks import Part
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -79,6 +80,11 @@ class Config:
     batch_norm_examples: Annotated[int, Field(ge=2, strict=True)] | None = None
     """Algorithm 2: examples of each client in each BatchNorm refresh, rounded up to batches; all if not given."""
 
+    holdout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    """Calibration: fraction of each client's examples that training does not see."""
+    calibrate: Annotated[bool, Field(strict=True)] = False
+    """Calibration: fit scales and temperature of the posterior to the held-out examples, on the clients."""
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         faults = []
@@ -97,6 +103,8 @@ class Config:
             faults.append(
                 f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
             )
+        if self.calibrate and not self.holdout:
+            faults.append("calibrate needs examples that training does not see: set holdout, such as 0.1")
         if self.rank == 1:
             faults.append(
                 "rank must be 0 or at least 2, got 1: the covariance divides by the number of columns minus one"
@@ -108,6 +116,11 @@ class Config:
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def training_part(self) -> Part | None:
+        """Which of a client's examples training sees; all where none are held out."""
+        return Part(fraction=self.holdout, seed=self.seed, held_out=False) if self.holdout else None
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:

@@ -1,4 +1,4 @@
-"""What a client does with a task: local SGD, BatchNorm statistics, evaluation."""
+"""What a client does with a task: local SGD, BatchNorm statistics, evaluation, calibration."""
 
 import math
 import threading
@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dswag import batch_norm
+from dswag.data import holdout
 from dswag.data.examples import ClientData
+from dswag.evaluation.temperature import temper
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
-from dswag.randomness import DrawFrom
+from dswag.randomness import DrawFrom, derive_seed
 from dswag.tasks import (
+    CalibrateResult,
+    CalibrateTask,
     ClientError,
     ClientUpdate,
     Draws,
@@ -58,6 +62,11 @@ class Workspace:
         given = {name: payload[name] for name in self._buffers if name in payload and name != "theta"}
         batch_norm.load(self.module, {**self._buffers, **given})
 
+    @property
+    def buffer_names(self) -> tuple[str, ...]:
+        """The model's buffers that a payload may set."""
+        return tuple(self._buffers)
+
     def place(self, inputs: Any) -> Any:
         """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
         return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
@@ -65,13 +74,14 @@ class Workspace:
 
 def run(
     task: Task, payload: Payload, data: ClientData, workspace: Workspace
-) -> TrainResult | StatisticsResult | EvaluateResult:
+) -> TrainResult | StatisticsResult | EvaluateResult | CalibrateResult:
     """The client's answer to a task.
 
     Raises:
         ClientError: whatever went wrong, with client, occasion and cause.
     """
     try:
+        data = _part(data, task)
         match task:
             case TrainTask():
                 return train(task, payload, data, workspace)
@@ -79,6 +89,8 @@ def run(
                 return statistics(task, payload, data, workspace)
             case EvaluateTask():
                 return evaluate(task, payload, data, workspace)
+            case CalibrateTask():
+                return calibrate(task, payload, data, workspace)
             case _:
                 raise TypeError(f"a client knows no {type(task).__name__}")
     except ClientError:
@@ -200,11 +212,42 @@ def _are_classes(outputs: Any, targets: Tensor) -> bool:
     return scores and targets.dim() == 1 and not targets.is_floating_point()
 
 
-def _thetas(draws: Draws | None, payload: Payload) -> Iterator[Tensor]:
+def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace: Workspace) -> CalibrateResult:
+    """Summed negative log likelihoods of each group of draws, averaged (Algorithm 2, line 4), at each temperature."""
+    workspace.module.eval()
+    batches = list(data.batches(task.batch_size))
+    targets = torch.cat([batch_targets for _, batch_targets in batches]).to(workspace.device)
+    rows = {name: payload[name] for name in workspace.buffer_names if name in payload}
+    nll_sums = torch.zeros(len(task.draws), len(task.temperatures), dtype=torch.float64)
+    number = 0
+    for group, draws in enumerate(task.draws):
+        total = torch.zeros(())
+        for theta in _thetas((draws,), payload):
+            workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
+            with torch.inference_mode():
+                outputs = [workspace.module(workspace.place(inputs)).double().softmax(1) for inputs, _ in batches]
+            total = total + torch.cat(outputs)
+            number += 1
+        for column, temperature in enumerate(task.temperatures):
+            probabilities = temper(total / draws.count, temperature).gather(1, targets[:, None])
+            nll_sums[group, column] = -probabilities.log().sum()
+    return CalibrateResult(index=task.index, client=task.client, num_examples=len(targets), nll_sums=nll_sums)
+
+
+def _part(data: ClientData, task: Task) -> ClientData:
+    """The examples that the task is about."""
+    if task.part is None:
+        return data
+    rest, held_out = holdout.split(data, task.part.fraction, derive_seed(task.part.seed, task.client))
+    return held_out if task.part.held_out else rest
+
+
+def _thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
     """The payload's θ, or the draws from its posterior, one at a time."""
-    if draws is None:
+    if not groups:
         yield payload["theta"]
-        return
-    posterior = GaussianPosterior.from_payload(payload)
-    for number in range(draws.first, draws.first + draws.count):
-        yield posterior.sample(draws.seed, first=number, kind=draws.kind, scale=draws.scale)[0]
+    for draws in groups:
+        scales = {"within_scale": draws.within_scale, "between_scale": draws.between_scale}
+        posterior = GaussianPosterior.from_tensors(payload, **scales)
+        for number in range(draws.first, draws.first + draws.count):
+            yield posterior.sample(draws.seed, first=number, kind=draws.kind, scale=draws.scale)[0]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from dswag.files import replacing
 from dswag.parameters import Layout
 from dswag.randomness import generator_for
-from dswag.tasks import Kind
-from dswag.threads import default_workers, ordered_map
+from dswag.tasks import Draws, Kind
+from dswag.threads import computing_with, default_workers, ordered_map
 
 BLOCK = 1 << 17
 """Elements of θ drawn from one generator: part of what a draw is a function of, so never changed."""
@@ -141,8 +141,12 @@ class GaussianPosterior:
                 self._finish(draws[:, part], part, diagonal, low_rank, z2)
 
         blocks = range(math.ceil(len(self.mean) / BLOCK))
-        for _ in ordered_map(fill, [None] * min(default_workers(), len(blocks)), blocks):
-            pass
+        if len(blocks) == 1:  # not worth a pool
+            with computing_with(1):
+                fill(None, 0)
+        else:
+            for _ in ordered_map(fill, [None] * min(default_workers(), len(blocks)), blocks):
+                pass
         return draws
 
     def _finish(self, out: Tensor, part: slice, diagonal: float, low_rank: float, z2: Tensor) -> None:
@@ -186,17 +190,23 @@ class GaussianPosterior:
         named = {name: getattr(self, name) for name in _TENSORS}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def payload(self) -> dict[str, Tensor]:
-        """What a client needs to draw from this posterior."""
-        scales = torch.tensor([self.within_scale, self.between_scale], dtype=torch.float64)
-        return {**self.tensors(), "scales": scales}
-
     @classmethod
-    def from_payload(cls, payload: Mapping[str, Tensor]) -> "GaussianPosterior":
-        """The posterior to draw from that `payload` describes; its count and layout stay where it was made."""
-        within_scale, between_scale = payload["scales"].tolist()
-        tensors: dict[str, Any] = {name: payload[name] for name in _TENSORS if name in payload}
-        return cls(**tensors, count=0, within_scale=within_scale, between_scale=between_scale)
+    def from_tensors(cls, tensors: Mapping[str, Tensor], **others: Any) -> "GaussianPosterior":
+        """The posterior that `tensors` describes, to draw from; its count and layout stay where it was made."""
+        known: dict[str, Any] = {name: tensors[name] for name in _TENSORS if name in tensors}
+        return cls(**known, count=0, **others)
+
+    def draws(self, seed: int, count: int, *, kind: Kind = "swag", scale: float = 1.0) -> Draws:
+        """The first `count` draws of the seed, as a client is asked to make them from `tensors`."""
+        return Draws(
+            seed=seed,
+            first=0,
+            count=count,
+            kind=kind,
+            scale=scale,
+            within_scale=self.within_scale,
+            between_scale=self.between_scale,
+        )
 
     def mean_into(self, module: nn.Module) -> None:
         """Copies the mean into the module's parameters, in place."""

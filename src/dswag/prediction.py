@@ -1,7 +1,7 @@
 """Algorithm 2, Distributed SWAG testing: Bayesian model averaging; `# l.` names the lines of the paper."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dswag import batch_norm
+from dswag.evaluation.temperature import temper
 from dswag.local import Workspace
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import Draws, Engine, Kind, Payload
@@ -20,19 +21,23 @@ class Predictive:
     """The predictive distribution of each example, and how uncertain it is. Entropies are in nats."""
 
     probabilities: Float[Tensor, "n c"]
-    """Mean over the draws, p(y*|Data)."""
+    """Mean over the draws, p(y*|Data), tempered where the posterior has a temperature."""
     expected_entropy: Float[Tensor, "n"]
     """Mean entropy of the draws: uncertainty that remains when the weights are known."""
+    mutual_information: Float[Tensor, "n"]
+    """Entropy of the draws' mean less their mean entropy, at least 0: how much the draws disagree."""
 
     @property
     def entropy(self) -> Float[Tensor, "n"]:
-        """Entropy of the mean probabilities: all uncertainty, between 0 and ln c."""
+        """Entropy of the probabilities, between 0 and ln c: all uncertainty.
+
+        The sum of the other two, unless the probabilities were tempered.
+        """
         return _entropy(self.probabilities)
 
-    @property
-    def mutual_information(self) -> Float[Tensor, "n"]:
-        """Entropy minus expected entropy, at least 0: how much the draws disagree."""
-        return (self.entropy - self.expected_entropy).clamp_min(0)
+    def tempered(self, temperature: float) -> "Predictive":
+        """The same with the probabilities softer (above 1) or sharper (below 1)."""
+        return replace(self, probabilities=temper(self.probabilities, temperature))
 
 
 def predictive(
@@ -67,17 +72,19 @@ def predictive(
         ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
     """
     if kind == "mean":
-        return ensemble(model, posterior.mean[None], inputs, engine=engine, batch_norm_examples=batch_norm_examples)
+        thetas, most = posterior.mean[None], batch_norm_examples
+        alone = ensemble(model, thetas, inputs, engine=engine, batch_norm_examples=most, batch_size=batch_size)
+        return alone.tempered(posterior.temperature)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    draws = Draws(seed=seed, first=0, count=samples, kind=kind, scale=scale)
-    statistics = _refresh(model, posterior.payload(), engine, batch_norm_examples, draws)  # l. 3, for all i at once
+    draws = posterior.draws(seed, samples, kind=kind, scale=scale)
+    statistics = _refresh(model, posterior.tensors(), engine, batch_norm_examples, draws)  # l. 3, for all i at once
 
     def member(i: int) -> Payload:
         (theta,) = posterior.sample(seed, first=i, kind=kind, scale=scale)  # l. 2
         return {"theta": theta, **statistics[i]}  # l. 3
 
-    return _average(model, member, samples, inputs, batch_size)  # l. 1, 4-6
+    return _average(model, member, samples, inputs, batch_size).tempered(posterior.temperature)  # l. 1, 4-6
 
 
 def predict(
@@ -122,7 +129,8 @@ def _average(
     for probabilities in ordered_map(predict_with, workspaces, range(count)):  # l. 1
         total = total + probabilities  # l. 4
         total_entropy = total_entropy + _entropy(probabilities)
-    return Predictive(total / count, total_entropy / count)  # l. 6
+    mean, expected_entropy = total / count, total_entropy / count
+    return Predictive(mean, expected_entropy, (_entropy(mean) - expected_entropy).clamp_min(0))  # l. 6
 
 
 def _refresh(
@@ -136,8 +144,9 @@ def _refresh(
             "the model has BatchNorm layers, whose statistics belong to the weights: pass engine=... so that the "
             "clients refresh them for every draw (Algorithm 2, line 3)"
         )
-    seed = 0 if draws is None else draws.seed
-    return batch_norm.refresh(engine, payload, seed=seed, max_examples=max_examples, draws=draws)
+    if draws is None:
+        return batch_norm.refresh(engine, payload, seed=0, max_examples=max_examples)
+    return batch_norm.refresh(engine, payload, seed=draws.seed, max_examples=max_examples, draws=(draws,))
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Sequence[Any]:

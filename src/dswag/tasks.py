@@ -33,6 +33,17 @@ class Draws:
     count: int
     kind: Kind
     scale: float
+    within_scale: float = 1.0
+    between_scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a client's examples: those held out, a random `fraction` chosen by `seed`, or all the others."""
+
+    fraction: float
+    seed: int
+    held_out: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +56,8 @@ class Task:
     """Which client, from 0 to W - 1."""
     occasion: str
     """What it is for, as errors name it, such as "round 3"."""
+    part: Part | None = None
+    """Which of the client's examples it is about; all if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +82,7 @@ class StatisticsTask(Task):
     batch_size: int
     max_examples: int | None
     seed: int
-    draws: Draws | None = None
+    draws: tuple[Draws, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +90,18 @@ class EvaluateTask(Task):
     """Measure loss and accuracy of the payload's θ (and buffers, by name) on the client's data."""
 
     batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateTask(Task):
+    """Measure the averaged predictions of each group of draws from the payload's posterior, at each temperature.
+
+    Buffers in the payload have a row for each draw, in the order of the groups.
+    """
+
+    batch_size: int
+    draws: tuple[Draws, ...]
+    temperatures: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +144,16 @@ class EvaluateResult:
     loss_sum: float
     num_correct: int | None
     """None where outputs and targets are not those of a classification."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateResult:
+    """What a client answers to a `CalibrateTask`: summed negative log likelihoods by group and temperature."""
+
+    index: int
+    client: int
+    num_examples: int
+    nll_sums: Float64[Tensor, "g t"]
 
 
 ResultT = TypeVar("ResultT", contravariant=True)

@@ -36,7 +36,7 @@ def ordered_map(
     most two results a state are under way or waiting. When the caller stops early, or a call raises, `abort` is set for
     the calls under way to see, the rest are dropped, and the threads are gone when control returns.
     """
-    with _intra_op_threads(intra_op_threads):
+    with computing_with(intra_op_threads):
         free: queue.SimpleQueue[StateT] = queue.SimpleQueue()
         for state in states:
             free.put(state)
@@ -64,7 +64,7 @@ def ordered_map(
 
 
 @contextmanager
-def _intra_op_threads(number: int) -> Iterator[None]:
+def computing_with(number: int) -> Iterator[None]:
     """This thread, and those started within, compute with this many intra-op threads each."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)

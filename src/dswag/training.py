@@ -69,12 +69,14 @@ def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = N
 
 
 def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evaluation:
-    """Mean loss and accuracy of θ on all clients' own data, where the data are."""
+    """Mean loss and accuracy of θ on all clients' own training examples, where they are."""
     payload = {"theta": theta}
-    (statistics,) = batch_norm.refresh(engine, payload, seed=config.seed, max_examples=config.batch_norm_examples)
+    part, most = config.training_part, config.batch_norm_examples
+    (statistics,) = batch_norm.refresh(engine, payload, seed=config.seed, max_examples=most, part=part)
+    size = batch_norm.BATCH_SIZE
     tasks = [
-        EvaluateTask(index=client, client=client, occasion="the evaluation", batch_size=batch_norm.BATCH_SIZE)
-        for client in range(config.clients)
+        EvaluateTask(index=client, client=client, occasion="the evaluation", part=part, batch_size=size)
+        for client in range(engine.num_clients)
     ]
     return engine.reduce({**payload, **statistics}, tasks, Tally()).result()
 
@@ -99,6 +101,7 @@ def _train_tasks(
             index=index,
             client=client,
             occasion=f"round {round + 1}" if phase == 1 else f"phase {phase}",
+            part=config.training_part,
             learning_rates=learning_rates,
             snapshots=snapshots,
             seed=derive_seed(config.seed, phase, round, client),

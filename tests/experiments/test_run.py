@@ -62,15 +62,15 @@ def test_posterior_is_that_of_the_short_form(experiment, finished):
     folder, _ = finished
     run = api.train(experiment.model, clients_of(experiment), TINY)
     saved = folder.posterior()
-    for name, tensor in run.posterior.payload().items():
-        assert torch.equal(saved.payload()[name], tensor)
+    for name, tensor in run.posterior.tensors().items():
+        assert torch.equal(saved.tensors()[name], tensor)
     assert torch.equal(folder.checkpoint().theta, run.theta)
 
 
 def test_posterior_does_not_depend_on_the_number_of_workers(finished, folder):
     list(execute(build(TINY, workers=2), folder))
-    for name, tensor in finished[0].posterior().payload().items():
-        assert torch.equal(folder.posterior().payload()[name], tensor)
+    for name, tensor in finished[0].posterior().tensors().items():
+        assert torch.equal(folder.posterior().tensors()[name], tensor)
     assert dict(folder.metrics().scores) == dict(finished[0].metrics().scores)
 
 
@@ -119,8 +119,8 @@ def test_stopped_in_phase_2_it_leaves_the_posterior_of_what_came_in(experiment, 
         expected.add(snapshot)
     saved = folder.posterior()
     assert saved.count == 2
-    for name, tensor in expected.posterior().payload().items():
-        assert torch.equal(saved.payload()[name], tensor)
+    for name, tensor in expected.posterior().tensors().items():
+        assert torch.equal(saved.tensors()[name], tensor)
     assert folder.metrics() is None
 
 

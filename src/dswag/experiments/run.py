@@ -19,6 +19,7 @@ from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.run_folder import Checkpoint, RoundRecord, RunFolder
+from dswag.scaling import calibrate
 from dswag.tasks import EvaluateTask, Fold, TrainResult
 from dswag.threads import default_workers
 from dswag.training import collect, explore, synchronize
@@ -68,6 +69,9 @@ def execute(
     started = perf_counter()
     posterior, snapshots = _explore(experiment, theta, layout, folder, explored)
     explore_seconds = perf_counter() - started
+    if recipe.calibrate:
+        posterior = calibrate(experiment.engine, posterior, recipe)
+        folder.save_posterior(posterior)
 
     yield Evaluating(len(DEFAULT_KINDS) + 2)
     started = perf_counter()

@@ -1,0 +1,170 @@
+"""Calibration picks the scales and the temperature that a slow search over the same grid picks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dswag import Config, GaussianPosterior, InProcess, Layout, calibrate, predict, predictive, scaling, train
+from dswag.data.holdout import split
+from dswag.randomness import derive_seed, generator_for
+from dswag.scaling import DRAWS, TEMPERATURES, SummedLosses
+from dswag.tasks import CalibrateResult
+
+CONFIG = Config(clients=3, rounds=8, explore_epochs=4, snapshots_per_cycle=2, batch_size=10, holdout=0.3, seed=2)
+
+
+@pytest.fixture(autouse=True)
+def few_scales(monkeypatch):
+    """A grid that a slow search gets through quickly."""
+    monkeypatch.setattr(scaling, "SCALES", (1.0, 0.1, 0.0))
+
+
+def held_out(clients, config=CONFIG):
+    parts = [split(data, config.holdout, derive_seed(config.seed, client))[1] for client, data in enumerate(clients)]
+    return torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])
+
+
+def slow_search(model, posterior, clients, engine):
+    """Every candidate by `predict` on the held-out examples of all clients together, in float64."""
+    inputs, targets = held_out(clients)
+    best = None
+    for within in scaling.SCALES:
+        for between in scaling.SCALES:
+            candidate = replace(posterior, within_scale=within, between_scale=between)
+            seed = derive_seed(CONFIG.seed, 4)
+            probabilities = predict(model, candidate, inputs, samples=DRAWS, seed=seed, engine=engine).double()
+            for temperature in TEMPERATURES:
+                logits = probabilities.log() / temperature
+                loss = F.cross_entropy(logits, targets).item()
+                if best is None or loss < best[0] - 1e-9:
+                    best = (loss, within, between, temperature)
+    return best
+
+
+def test_calibration_finds_what_a_slow_search_finds(make_model, make_clients):
+    model, clients = make_model(), make_clients((60, 90, 40))
+    run = train(model, clients, CONFIG)
+    fitted = calibrate(run.engine, run.posterior, CONFIG)
+    loss, *expected = slow_search(model, run.posterior, clients, run.engine)
+    inputs, targets = held_out(clients)
+    seed = derive_seed(CONFIG.seed, 4)
+    reached = F.nll_loss(predict(model, fitted, inputs, samples=DRAWS, seed=seed).log(), targets).item()
+    assert reached == pytest.approx(loss, rel=1e-5)
+    assert [fitted.within_scale, fitted.between_scale, fitted.temperature] == expected
+
+
+def test_an_overconfident_posterior_is_softened(make_model, make_clients):
+    """Weights ten times too large call for a high temperature, whatever the scales."""
+    model, clients = make_model(), make_clients((60, 90, 40))
+    run = train(model, clients, CONFIG)
+    loud = GaussianPosterior(
+        10 * run.theta, 1e-8 + 0 * run.posterior.variance, 1e-4 * run.posterior.deviations, count=6
+    )
+    assert calibrate(run.engine, loud, CONFIG).temperature == max(TEMPERATURES)
+
+
+def test_drift_between_clients_is_scaled_away(make_model, make_clients):
+    """Columns along which the model is destroyed get the scale 0, while those within clients need not."""
+    model, clients = make_model(), make_clients((60, 90, 40))
+    run = train(model, clients, CONFIG)
+    generator = generator_for(1)
+    drift = 5 * torch.randn(run.posterior.deviations.shape, generator=generator)
+    drifted = replace(
+        run.posterior,
+        deviations=run.posterior.deviations_within + drift,
+        variance=run.posterior.variance_within + drift.var(0),
+    )
+    fitted = calibrate(run.engine, drifted, CONFIG)
+    assert fitted.between_scale == 0
+    inputs, targets = held_out(clients)
+    before, after = (F.nll_loss(predict(model, p, inputs).log(), targets).item() for p in (drifted, fitted))
+    assert after < before
+
+
+def test_batch_norm_statistics_belong_to_each_candidate(make_model, make_clients):
+    model, clients = make_model(batch_norm=True), make_clients((60, 90, 40))
+    run = train(model, clients, replace(CONFIG, calibrate=True))
+    loss, *_ = slow_search(model, replace(run.posterior, temperature=1.0), clients, run.engine)
+    inputs, targets = held_out(clients)
+    options = {"samples": DRAWS, "seed": derive_seed(CONFIG.seed, 4), "engine": run.engine}
+    reached = F.nll_loss(predict(model, run.posterior, inputs, **options).log(), targets).item()
+    # `predict` refreshes from all examples, calibration from those that training saw: 70 % of them.
+    assert reached == pytest.approx(loss, rel=0.1)
+
+
+def test_training_does_not_see_what_is_held_out(make_model, make_clients):
+    """Held-out labels that change change nothing but the calibration."""
+    clients = make_clients((60, 90, 40))
+    altered = []
+    for number, client in enumerate(clients):
+        generator = generator_for(derive_seed(CONFIG.seed, number))
+        rows = torch.randperm(len(client), generator=generator)[: round(CONFIG.holdout * len(client))]
+        targets = client.targets.clone()
+        targets[rows] = (targets[rows] + 1) % 3
+        altered.append(replace(client, targets=targets))
+    one, two = (train(make_model(), data, CONFIG) for data in (clients, altered))
+    assert torch.equal(one.posterior.mean, two.posterior.mean)
+    assert [round.loss for round in one.history] == [round.loss for round in two.history]
+    fitted = [calibrate(run.engine, run.posterior, CONFIG) for run in (one, two)]
+    assert fitted[0].temperature < fitted[1].temperature  # wrong labels make sharp predictions expensive
+
+
+def test_a_posterior_without_a_part_within_has_one_scale(make_model, make_clients):
+    config = replace(CONFIG, snapshots_per_cycle=1, calibrate=True)
+    posterior = train(make_model(), make_clients((60, 90, 40)), config).posterior
+    assert posterior.within_scale == 1.0
+    assert posterior.between_scale in scaling.SCALES
+
+
+def test_scales_and_temperature_survive_a_file(tmp_path, make_model, make_clients):
+    model, clients = make_model(), make_clients((60, 90, 40))
+    posterior = replace(
+        train(model, clients, CONFIG).posterior, within_scale=0.3, between_scale=0.03, temperature=2 ** (1 / 8)
+    )
+    posterior.save(tmp_path / "p")
+    loaded = GaussianPosterior.load(tmp_path / "p")
+    assert torch.equal(predict(model, loaded, clients[0].inputs), predict(model, posterior, clients[0].inputs))
+
+
+def test_tempering_changes_no_prediction_and_no_disagreement(make_model, make_clients):
+    model, clients = make_model(), make_clients()
+    posterior = train(model, clients, Config(clients=3, rounds=5)).posterior
+    cold, warm = (predictive(model, replace(posterior, temperature=t), clients[0].inputs) for t in (1.0, 2.0))
+    assert torch.equal(cold.probabilities.argmax(1), warm.probabilities.argmax(1))
+    assert torch.equal(cold.mutual_information, warm.mutual_information)
+    assert (warm.entropy > cold.entropy).all()
+
+
+def test_nothing_held_out_is_refused(make_model, make_clients):
+    model, clients = make_model(), make_clients()
+    posterior = train(model, clients, Config(clients=3, rounds=1)).posterior
+    with pytest.raises(ValueError, match=r"train with holdout, such as 0\.1"):
+        calibrate(InProcess(model, clients), posterior, Config(clients=3))
+    with pytest.raises(ValueError, match="calibrate needs examples that training does not see: set holdout"):
+        Config(calibrate=True)
+
+
+def test_losses_add_up_in_any_grouping():
+    results = [
+        CalibrateResult(index=i, client=i, num_examples=1, nll_sums=torch.full((2, 3), float(i), dtype=torch.float64))
+        for i in range(1, 5)
+    ]
+    whole, left, right = SummedLosses(), SummedLosses(), SummedLosses()
+    for result in results:
+        whole.add(result)
+        (left if result.index < 3 else right).add(result)
+    left.merge(right)
+    left.merge(SummedLosses())
+    assert torch.equal(left.result(), whole.result())
+    assert results[0].nll_sums.sum() == 6  # results are left as they are
+    with pytest.raises(ValueError, match="no losses of no clients"):
+        SummedLosses().result()
+
+
+def test_scales_that_cannot_be_are_refused(make_model):
+    theta = Layout.of(make_model()).flatten(make_model())
+    for name, value in (("within_scale", -1.0), ("between_scale", float("nan")), ("temperature", 0.0)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            GaussianPosterior(theta, theta.abs(), theta[None][:0], count=2, **{name: value})
