@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -28,7 +28,7 @@ def ordered_map(
     *,
     abort: threading.Event | None = None,
     intra_op_threads: int = 1,
-) -> Iterator[OutT]:
+) -> Generator[OutT, None, None]:
     """Yields `function(state, item)` for each item, in order; each of the states serves one thread at a time.
 
     Results do not depend on the number of states: every call, also with a single state, runs on a thread of its own,

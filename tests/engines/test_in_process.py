@@ -154,6 +154,39 @@ def test_an_interrupted_fold_leaves_no_thread_behind(make_model, make_clients):
     assert engine.reduce(payload(model), tasks(range(20)), Snapshots()).result().isfinite().all()
 
 
+def test_when_a_fold_fails_the_workers_stop_before_its_error_is_handled(make_model, make_clients):
+    """A traceback keeps the engine's frame alive: the workers must not wait until it is forgotten."""
+
+    class Failing:
+        def add(self, result):
+            raise OSError("the disk is full")
+
+    (examples,) = make_clients((12,))
+    running, most = threading.Event(), 200_000
+
+    class Long:
+        num_examples = len(examples)
+        seen = 0
+
+        def batches(self, batch_size, *, generator=None, augment=False):
+            running.set()
+            for self.seen in range(most):
+                yield examples.inputs, examples.targets
+
+    class Short(Long):
+        def batches(self, batch_size, *, generator=None, augment=False):
+            assert running.wait(PATIENCE)
+            yield examples.inputs, examples.targets
+
+    model, long, alive = make_model(), Long(), threading.active_count()
+    engine = InProcess(model, [Short(), long], workers=2)
+    with pytest.raises(OSError, match="the disk is full") as caught:
+        engine.reduce(payload(model), tasks([0, 1]), Failing())
+    assert caught.traceback
+    assert threading.active_count() == alive
+    assert long.seen < most - 1
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_are_refused(make_model, make_clients, workers):
     with pytest.raises(ValueError, match=f"workers must be at least 1, got {workers}"):

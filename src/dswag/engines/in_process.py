@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import torch.nn.functional as F
@@ -69,8 +70,9 @@ class InProcess:
             return local.run(task, payload, self._clients[task.client], workspace)
 
         answers = ordered_map(answer, self._workspaces, tasks, abort=abort, intra_op_threads=self._intra_op_threads)
-        for result in answers:
-            fold.add(result)
+        with closing(answers):  # when the fold raises, workers stop now and not when its traceback is forgotten
+            for result in answers:
+                fold.add(result)
         return fold
 
 
