@@ -11,18 +11,19 @@ from torch import Tensor
 
 from dswag import batch_norm
 from dswag.cohorts import cohort_size
+from dswag.config import Config
 from dswag.engines.in_process import InProcess
 from dswag.experiments.recipe import Experiment
 from dswag.experiments.scoring import DEFAULT_KINDS, Scored, metrics, score_methods
-from dswag.folds import Both, Snapshots, Tally
+from dswag.folds import Both, Snapshots
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.run_folder import Checkpoint, RoundRecord, RunFolder
 from dswag.scaling import calibrate
-from dswag.tasks import EvaluateTask, Fold, TrainResult
+from dswag.tasks import Fold, TrainResult
 from dswag.threads import default_workers
-from dswag.training import collect, explore, synchronize
+from dswag.training import collect, evaluate, explore, synchronize
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _rounds(experiment: Experiment, theta: Float[Tensor, "d"]) -> Iterator[tuple
         seconds = perf_counter() - started
         if done is None:
             return
-        accuracy = None if test is None else _accuracy(test, done.theta)
+        accuracy = None if test is None else evaluate(test, done.theta, Config()).accuracy
         yield RoundRecord(done.number, done.loss, seconds, done.clients, accuracy), done.theta
 
 
@@ -139,14 +140,6 @@ def _test_engine(experiment: Experiment) -> InProcess:
     test = experiment.dataset.test
     rows = torch.arange(len(test)).tensor_split(min(default_workers(), len(test)))
     return InProcess(experiment.model, [test[part] for part in rows])
-
-
-def _accuracy(test: InProcess, theta: Float[Tensor, "d"]) -> float | None:
-    tasks = [
-        EvaluateTask(index=part, client=part, occasion="the test", batch_size=batch_norm.BATCH_SIZE)
-        for part in range(test.num_clients)
-    ]
-    return test.reduce({"theta": theta}, tasks, Tally()).result().accuracy
 
 
 ResultT = TypeVar("ResultT")
