@@ -97,7 +97,7 @@ def test_the_same_settings_give_the_same_posterior_whatever_the_number_of_worker
         ("colour = 1\nrounds = 0\n", [], ["unknown setting colour", "rounds: Input should be greater than or equal"]),
         ("rank = 1\n", [], ["rank must be 0 or at least 2, got 1"]),
         ("rounds = \n", [], ["is no TOML file"]),
-        ("", ["--rank", "1"], ["and flags: rank must be 0 or at least 2"]),
+        ("", ["--rank", "1"], ["and overrides: rank must be 0 or at least 2"]),
         ("", ["--dataset", "imagenet"], ["data set must be one of"]),
         ("", ["--clients", "5000"], ["5000 clients for 4000 examples"]),
         ("", ["--model", "vgg16"], ["vgg16 takes images of 32 x 32"]),

@@ -186,6 +186,16 @@ def test_faults_in_a_file_name_the_file(tmp_path):
     ]
 
 
+def test_what_is_given_beside_a_file_wins_over_it_and_is_checked_with_it(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("rounds = 3\ncycles = 3\nexplore_epochs = 6\n")
+    assert Config.from_toml(path, rounds=4, stop_accuracy=None) == Config(rounds=4, cycles=3, explore_epochs=6)
+    with pytest.raises(
+        ConfigError, match=r"mine\.toml and overrides: cycles must divide explore_epochs, got 3 .* in 5 e"
+    ):
+        Config.from_toml(path, explore_epochs=5)
+
+
 def test_a_file_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         Config.from_toml(tmp_path / "none.toml")

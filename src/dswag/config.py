@@ -22,7 +22,7 @@ class ConfigError(ValueError):
     """Settings in a file or on the command line that cannot be used; every one is named."""
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Config:
     """What Algorithms 1 and 2 run with. A share of clients is a number (int) or a fraction (float in (0, 1])."""
 
@@ -123,18 +123,18 @@ class Config:
         return Part(fraction=self.holdout, seed=self.seed, held_out=False) if self.holdout else None
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Self:
-        """The settings in a TOML file, defaults where it is silent.
+    def from_toml(cls, path: str | Path, **overrides: Any) -> Self:
+        """The settings in a TOML file, those given beside it instead of the file's, defaults where both are silent.
 
         Raises:
-            ConfigError: a file that is no TOML, unknown keys, or values that cannot be.
+            ConfigError: a file that is no TOML, unknown keys, or values that cannot be, with a line for each fault.
             FileNotFoundError: no such file.
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is no TOML file: {error}") from None
-        return cls.checked(values, source=str(path))
+        return cls.checked({**values, **overrides}, source=f"{path} and overrides" if overrides else str(path))
 
     @classmethod
     def checked(cls, values: dict[str, Any], *, source: str) -> Self:

@@ -1,6 +1,5 @@
 """What each command takes: flags, their help texts, and settings from a TOML file and flags together."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -41,9 +40,10 @@ class Train:
         flags = {name: value for group in self._groups() for name, value in group.items()}
         if self.config is None:
             return Recipe.checked(flags, source="flags")
-        return Recipe.checked(
-            {**_read_toml(self.config), **flags}, source=f"{self.config} and flags" if flags else str(self.config)
-        )
+        try:
+            return Recipe.from_toml(self.config, **flags)
+        except OSError as error:
+            raise ConfigError(f"{self.config} cannot be read: {error.strerror}") from None
 
     def _groups(self) -> list[Mapping[str, object]]:
         return [getattr(self, _identifier(group)) for group in _grouped_settings()]
@@ -162,12 +162,3 @@ def _grouped_settings() -> dict[str, list[Setting]]:
 
 def _identifier(group: str) -> str:
     return group.lower().replace(" ", "_")
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML file: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

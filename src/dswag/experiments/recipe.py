@@ -1,12 +1,8 @@
 """A run on a known data set: its settings, and the data, the model and the clients that they stand for."""
 
-import ast
-import inspect
-import textwrap
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
 from functools import cache
-from itertools import pairwise
 from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict
@@ -22,7 +18,7 @@ from dswag.engines.in_process import InProcess
 from dswag.randomness import derive_seed
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Recipe(Config):
     """All that a run on a known data set is a function of: the settings of `Config`, and those of data and model."""
 
@@ -96,7 +92,7 @@ def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False)
 @cache
 def settings() -> tuple[Setting, ...]:
     """Every setting of a recipe, data and model first; their docstrings read "Group: description"."""
-    texts = {name: text for cls in reversed(Recipe.__mro__[:-1]) for name, text in _attribute_docstrings(cls).items()}
+    texts = _descriptions(Recipe)
     hints = get_type_hints(Recipe, include_extras=True)
     found = []
     for field in sorted(fields(Recipe), key=lambda field: hasattr(Config, field.name)):
@@ -107,16 +103,11 @@ def settings() -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def _attribute_docstrings(cls: type) -> dict[str, str]:
-    """The strings below the fields of a class, each on one line."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    body = definition.body if isinstance(definition, ast.ClassDef) else []
+def _descriptions(cls: type) -> dict[str, str]:
+    """The docstring of each field, on one line; pydantic keeps it with the class that defines the field."""
     return {
-        statement.target.id: " ".join(following.value.value.split())
-        for statement, following in pairwise(body)
-        if isinstance(statement, ast.AnnAssign)
-        and isinstance(statement.target, ast.Name)
-        and isinstance(following, ast.Expr)
-        and isinstance(following.value, ast.Constant)
-        and isinstance(following.value.value, str)
+        name: " ".join(field.description.split())
+        for base in reversed(cls.__mro__)
+        for name, field in getattr(base, "__pydantic_fields__", {}).items()
+        if field.description
     }
