@@ -30,6 +30,8 @@ def train(options: Train) -> None:
     Raises:
         KeyboardInterrupt: with what is saved, after Ctrl-C.
     """
+    if options.overwrite and options.output is None:
+        raise ConfigError("--overwrite needs --output: without it every run goes into a new folder")
     recipe = options.recipe()
     experiment = build(recipe, workers=options.workers, progress=True)
     if options.output is None:
