@@ -42,11 +42,11 @@ Loss = Callable[[Any, Tensor], Tensor]
 class Workspace:
     """A copy of the model for one thread to work in; its parameters are views into `theta`, as are their gradients.
 
-    Every task starts from the same state: `load` sets parameters and buffers, whatever the task before did to them.
+    With a layout, θ is only those parameters; the rest stays as it is in the model. Every task starts from the same state: `load` sets parameters and buffers, whatever the task before did to them.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy) -> None:
-        self.layout = Layout.of(model)
+    def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
+        self.layout = layout or Layout.of(model)
         self.module = deepcopy(model)
         self.theta, self.gradient = self.layout.bind(self.module)
         self.loss = loss
@@ -213,12 +213,12 @@ def _are_classes(outputs: Any, targets: Tensor) -> bool:
 
 
 def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace: Workspace) -> CalibrateResult:
-    """Summed negative log likelihoods of each group of draws, averaged (Algorithm 2, line 4), at each temperature."""
+    """What each group of draws, averaged (Algorithm 2, line 4), gains over the first one, and by each temperature."""
     workspace.module.eval()
     batches = list(data.batches(task.batch_size))
     targets = torch.cat([batch_targets for _, batch_targets in batches]).to(workspace.device)
     rows = {name: payload[name] for name in workspace.buffer_names if name in payload}
-    nll_sums = torch.zeros(len(task.draws), len(task.temperatures), dtype=torch.float64)
+    nll = torch.empty(len(task.draws), len(task.temperatures), len(targets), dtype=torch.float64)
     number = 0
     for group, draws in enumerate(task.draws):
         total = torch.zeros(())
@@ -230,8 +230,16 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
             number += 1
         for column, temperature in enumerate(task.temperatures):
             probabilities = temper(total / draws.count, temperature).gather(1, targets[:, None])
-            nll_sums[group, column] = -probabilities.log().sum()
-    return CalibrateResult(index=task.index, client=task.client, num_examples=len(targets), nll_sums=nll_sums)
+            nll[group, column] = -probabilities.clamp_min(torch.finfo(torch.float64).tiny).log().flatten()
+    gains = nll[:, :1] - nll
+    gains[:, 0] = nll[0, 0] - nll[:, 0]
+    return CalibrateResult(
+        index=task.index,
+        client=task.client,
+        num_examples=len(targets),
+        gains=gains.sum(2),
+        squares=gains.square().sum(2),
+    )
 
 
 def _part(data: ClientData, task: Task) -> ClientData:

@@ -5,7 +5,8 @@ covariance has both its parts, within and between clients, at scale 1; here both
 with which averaged predictions fit examples best that no client trained on. Only sums of losses leave a client.
 """
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Self
 
@@ -23,14 +24,18 @@ SCALES = (1.0, 0.3, 0.1, 0.03, 0.0, 3.0)
 TEMPERATURES = (1.0, *(2 ** (step / 8) for step in range(-8, 9) if step))
 """What is tried, the paper's 1 first: it stays where nothing is better."""
 
+SIGNIFICANCE = 2.0
+"""Standard errors of its mean gain by which something else must beat the paper's 1: held-out examples are few."""
+
 DRAWS = 10
 """Draws averaged for each pair of scales."""
 
 
 def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> GaussianPosterior:
-    """The posterior with those scales and that temperature of a grid that give held-out examples the lowest NLL.
+    """The posterior with those scales, and then that temperature, that give held-out examples the lowest NLL.
 
-    Without a part within clients the one scale is that of the whole.
+    Both come from a grid, and stay at the paper's 1 unless the gain over it is significant, example by example.
+    Without a part within clients there is one scale, that of the whole.
 
     Raises:
         ValueError: no examples were held out.
@@ -65,28 +70,54 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
         )
         for client in range(engine.num_clients)
     ]
-    losses = engine.reduce({**posterior.tensors(), **buffers}, tasks, SummedLosses()).result()
-    best, hottest = divmod(int(losses.argmin()), len(TEMPERATURES))
-    return replace(candidates[best], temperature=TEMPERATURES[hottest])
+    gains = engine.reduce({**posterior.tensors(), **buffers}, tasks, SummedGains()).result()
+    group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
+    hotter = _best(gains.sums[group], gains.squares[group], gains.num_examples)
+    return replace(candidates[group], temperature=TEMPERATURES[hotter])
 
 
-class SummedLosses:
-    """The clients' summed losses of every candidate."""
+def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_examples: int) -> int:
+    """The candidate with the largest mean gain if that is significant, otherwise the first, the paper's."""
+    best = int(sums.argmax())
+    gain = float(sums[best]) / num_examples
+    variance = max(float(squares[best]) / num_examples - gain**2, 0.0)
+    return best if gain > SIGNIFICANCE * math.sqrt(variance / num_examples) else 0
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Sums over the held-out examples of all clients, by group of draws and temperature."""
+
+    num_examples: int
+    sums: Float64[Tensor, "g t"]
+    squares: Float64[Tensor, "g t"]
+
+
+class SummedGains:
+    """The clients' gains of every candidate, added up in place."""
 
     def __init__(self) -> None:
-        self._sums: Tensor | None = None
+        self._gains: Gains | None = None
 
     def add(self, result: CalibrateResult) -> None:
         """Takes in one client's."""
-        self._sums = result.nll_sums.clone() if self._sums is None else self._sums + result.nll_sums
+        self._take(Gains(result.num_examples, result.gains, result.squares))
 
     def merge(self, other: Self) -> None:
         """Takes in another fold's."""
-        if other._sums is not None:
-            self._sums = other._sums if self._sums is None else self._sums + other._sums
+        if other._gains is not None:
+            self._take(other._gains)
 
-    def result(self) -> Float64[Tensor, "g t"]:
-        """Summed negative log likelihoods, by group of draws and temperature."""
-        if self._sums is None:
-            raise ValueError("there are no losses of no clients: add a result first")
-        return self._sums
+    def result(self) -> Gains:
+        """The sums so far."""
+        if self._gains is None:
+            raise ValueError("there are no gains of no clients: add a result first")
+        return self._gains
+
+    def _take(self, more: Gains) -> None:
+        mine = self._gains
+        if mine is None:
+            self._gains = more
+        else:
+            sums, squares = mine.sums + more.sums, mine.squares + more.squares
+            self._gains = Gains(mine.num_examples + more.num_examples, sums, squares)

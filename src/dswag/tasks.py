@@ -148,12 +148,18 @@ class EvaluateResult:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateResult:
-    """What a client answers to a `CalibrateTask`: summed negative log likelihoods by group and temperature."""
+    """What a client answers to a `CalibrateTask`: sums over its examples, by group of draws and temperature."""
 
     index: int
     client: int
     num_examples: int
-    nll_sums: Float64[Tensor, "g t"]
+    gains: Float64[Tensor, "g t"]
+    """How much lower the negative log likelihood is than the reference's.
+
+    The reference of a group at the first temperature is the first group there; at others, the group's own first.
+    """
+    squares: Float64[Tensor, "g t"]
+    """Squares of each example's gain."""
 
 
 ResultT = TypeVar("ResultT", contravariant=True)
