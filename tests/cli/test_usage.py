@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from dswag.cli import main
+from dswag.cli.options import parse
 
 
 def test_overwriting_needs_the_folder_that_is_meant(capsys, tmp_path, monkeypatch):
@@ -22,6 +23,14 @@ def test_overwriting_needs_the_folder_that_is_meant(capsys, tmp_path, monkeypatc
 def test_a_settings_file_that_cannot_be_read_is_bad_usage(capsys, tmp_path, name, words):
     assert main(["train", "--config", str(tmp_path / name)]) == 2
     assert capsys.readouterr().err.splitlines() == [f"error: {tmp_path / name} cannot be read: {words}"]
+
+
+def test_a_setting_that_is_on_or_off_can_be_put_either_way_over_a_file(tmp_path):
+    (tmp_path / "on.toml").write_text("holdout = 0.1\ncalibrate = true\n")
+    on = ["train", "--config", str(tmp_path / "on.toml")]
+    assert parse(["train", "--holdout", "0.1", "--calibrate"]).recipe().calibrate
+    assert parse(on).recipe().calibrate
+    assert not parse([*on, "--no-calibrate"]).recipe().calibrate
 
 
 def test_ctrl_c_while_pytorch_is_imported_is_one_line(tmp_path):

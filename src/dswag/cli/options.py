@@ -14,6 +14,8 @@ from dswag.experiments.scoring import DEFAULT_KINDS
 from dswag.tasks import Kind
 
 Output = Annotated[Path | None, arg(aliases=("-o",), metavar="PATH")]
+Switch = FlagCreatePairsOff[bool]
+"""--json without --no-json; settings have both, so that a flag can win over a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +26,11 @@ class Train:
     """TOML file with settings, named as the flags are but with underscores; flags win over it."""
     output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/DATASET-MODEL-N)")] = None
     """Run folder to write, with config.toml, history.jsonl, checkpoint, posterior, metrics.json and report.html."""
-    overwrite: bool = False
+    overwrite: Switch = False
     """Replace the run that the folder already holds."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
     """Clients trained at a time; the result does not depend on it."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON; progress goes to standard error in any case."""
 
     def recipe(self) -> Recipe:
@@ -63,9 +65,9 @@ class Evaluate:
     """Factor on the covariance; the paper's is 1."""
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
     """Folder with the data set's files."""
-    save: bool = False
+    save: Switch = False
     """Replace the metrics and the report of the run by the outcome."""
-    json: bool = False
+    json: Switch = False
     """Print the result as JSON."""
 
 
@@ -79,7 +81,7 @@ class Predict:
     """Image files, or .npy or .npz files of uint8 images [n, h, w], [n, c, h, w] or [n, h, w, c]."""
     output: Annotated[Output, arg(metavar="FILE", help_behavior_hint="(default: CSV on standard output)")] = None
     """File to write: CSV or JSON, by its ending."""
-    resize: bool = False
+    resize: Switch = False
     """Bring images to the size that the model takes, instead of refusing others."""
     kind: Kind | Literal["mean"] = "swag"
     """What to predict with: draws from the posterior or from a part of its covariance, or its mean."""
@@ -89,7 +91,7 @@ class Predict:
     """Factor on the covariance; the paper's is 1."""
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
     """Folder with the data set's files."""
-    json: bool = False
+    json: Switch = False
     """Print the predictions as JSON."""
 
 
@@ -103,7 +105,7 @@ class Report:
         Output, arg(metavar="FILE", help_behavior_hint="(default: report.html, in the folder of a single run)")
     ] = None
     """File to write."""
-    json: bool = False
+    json: Switch = False
     """Print where the page is as JSON."""
 
 
@@ -124,7 +126,7 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Report:
         description="Distributed SWAG: a Gaussian over weights from models trained where the data are. "
         "With DSWAG_DEBUG=1 in the environment, errors keep their traceback.",
         args=arguments,
-        config=(FlagCreatePairsOff, PositionalMetavarFromFieldName),
+        config=(PositionalMetavarFromFieldName,),
     )
     return cast("Train | Evaluate | Predict | Report", options)
 
