@@ -1,4 +1,4 @@
-"""The commands: `dswag train`, `evaluate`, `predict` and `report`."""
+"""The commands: `dswag train`, `evaluate`, `predict`, `report` and `collect`."""
 
 from dswag.cli.main import main
 

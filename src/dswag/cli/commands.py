@@ -1,6 +1,5 @@
-"""What the commands do."""
+"""What the commands do that work on runs."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from dswag.cli import console
 from dswag.cli.inputs import read_images
 from dswag.cli.options import Evaluate, Predict, Report, Train
+from dswag.cli.outputs import to_json, write
 from dswag.cli.pages import page
 from dswag.cli.predictions import as_csv, as_rows
 from dswag.config import ConfigError
@@ -15,7 +15,6 @@ from dswag.evaluation.metrics import Scores
 from dswag.experiments.recipe import Experiment, Recipe, build
 from dswag.experiments.run import Evaluating, Exploring, execute
 from dswag.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed, score_methods
-from dswag.files import write_text
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.prediction import predictive
@@ -68,7 +67,7 @@ def evaluate(options: Evaluate) -> None:
         folder.save_report(page([folder]))
     scores = {outcome.method: outcome.scores for outcome in outcomes}
     if options.json:
-        console.emit(_json({"run": str(folder.path), "methods": _as_data(scores)}))
+        console.emit(to_json({"run": str(folder.path), "methods": _as_data(scores)}))
     else:
         console.show_scores(scores)
 
@@ -97,10 +96,10 @@ def predict(options: Predict) -> None:
     )
     rows = as_rows(names, predicted, experiment.dataset.class_names)
     if options.output is not None:
-        _write(options.output, _json(rows) + "\n" if options.output.suffix.lower() == ".json" else as_csv(rows))
+        write(options.output, to_json(rows) + "\n" if options.output.suffix.lower() == ".json" else as_csv(rows))
         console.say(f"{len(rows)} predictions written to {options.output}")
     if options.json:
-        console.emit(_json(rows))
+        console.emit(to_json(rows))
     elif options.output is None:
         console.emit(as_csv(rows).rstrip("\n"))
 
@@ -115,8 +114,8 @@ def report(options: Report) -> None:
         path = folders[0].save_report(html)
     else:
         path = options.output or Path("report.html")
-        _write(path, html)
-    console.emit(_json({"report": str(path)}) if options.json else str(path))
+        write(path, html)
+    console.emit(to_json({"report": str(path)}) if options.json else str(path))
 
 
 def _follow(experiment: Experiment, folder: RunFolder, display: console.Display) -> None:
@@ -176,22 +175,11 @@ def _show(folder: RunFolder, written: Path, *, as_json: bool) -> None:
             "methods": _as_data(outcome.scores),
             "seconds": outcome.seconds,
         }
-        console.emit(_json(result))
+        console.emit(to_json(result))
     else:
         console.show_scores(outcome.scores)
         console.emit(f"report: {written}")
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise OSError(f"{path} cannot be written ({error.strerror}): choose another output") from error
-
-
 def _as_data(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
     return {method: asdict(values) for method, values in scores.items()}
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, allow_nan=False)

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Sequence
 
 from dswag.cli import commands
+from dswag.cli.collecting import collect
 from dswag.cli.console import say
-from dswag.cli.options import Evaluate, Predict, Report, Train, parse
+from dswag.cli.options import Collect, Evaluate, Options, Predict, Report, Train, parse
 from dswag.config import ConfigError
 from dswag.tasks import ClientError
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _run(options: Train | Evaluate | Predict | Report) -> None:
+def _run(options: Options) -> None:
     match options:
         case Train():
             commands.train(options)
@@ -61,3 +62,5 @@ def _run(options: Train | Evaluate | Predict | Report) -> None:
             commands.predict(options)
         case Report():
             commands.report(options)
+        case Collect():
+            collect(options)

@@ -109,13 +109,36 @@ class Report:
     """Print where the page is as JSON."""
 
 
-def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Report:
+@dataclass(frozen=True, kw_only=True)
+class Collect:
+    """Make a posterior of checkpoints that training left, of any model, each of them a snapshot of its weights."""
+
+    files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE ...", help_behavior_hint="(two or more)")]
+    """Checkpoints in order, .safetensors, .pt, .pth or .ckpt, or folders of them, taken in natural order."""
+    output: Annotated[Path, arg(aliases=("-o",), metavar="FILE")]
+    """File to write, which ends in .safetensors."""
+    rank: int = 20
+    """Most deviation columns kept (K); 0 gives a diagonal posterior."""
+    columns: Literal["last", "svd"] = "last"
+    """Keep the columns of the last K checkpoints, or the K principal directions of all."""
+    key: Annotated[str | None, arg(metavar="KEY", help_behavior_hint="(default: at the top)")] = None
+    """Where the state dict lies in a nested checkpoint, such as state_dict; a dot leads further down."""
+    prefix: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: none)")] = ""
+    """Take the entries that start with it, such as model., and name them without it."""
+    json: Switch = False
+    """Print what was collected as JSON."""
+
+
+Options = Train | Evaluate | Predict | Report | Collect
+
+
+def parse(arguments: Sequence[str]) -> Options:
     """The command and its options.
 
     Raises:
         SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
     """
-    commands = (_with_settings(Train), Evaluate, Predict, Report)
+    commands = (_with_settings(Train), Evaluate, Predict, Report, Collect)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
     union: Any = named[0]
     for command in named[1:]:
@@ -128,7 +151,7 @@ def parse(arguments: Sequence[str]) -> Train | Evaluate | Predict | Report:
         args=arguments,
         config=(PositionalMetavarFromFieldName,),
     )
-    return cast("Train | Evaluate | Predict | Report", options)
+    return cast("Options", options)
 
 
 def _with_settings(command: type[Train]) -> type[Train]:
