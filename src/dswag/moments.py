@@ -1,6 +1,6 @@
 """Running moments of client weights (Algorithm 1, lines 25-32)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Literal, Self
 
 import torch
@@ -11,9 +11,13 @@ from dswag.columns import Columns, LastColumns, PrincipalColumns
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import TrainResult
+from dswag.threads import default_workers, ordered_map
 
 CHUNK = 1 << 16
 """Elements handled at a time, so that what lies between two passes stays in the processor's cache."""
+
+BLOCK = 1 << 20
+"""Elements that one thread goes through before it takes the next."""
 
 Snapshot = Float[Tensor, "d"] | Float[Tensor, "s d"] | nn.Module | Mapping[str, Tensor] | TrainResult
 """θ; all snapshots of one client; or what θ can be read from."""
@@ -165,7 +169,7 @@ class Moments:
     def _checked(self, thetas: Float[Tensor, "s d"], key: int) -> Float[Tensor, "d"]:
         if thetas.dim() != 2 or not len(thetas):
             raise ValueError(f"a snapshot must be θ [d], or all of a client's [s, d], got shape {list(thetas.shape)}")
-        if not torch.isfinite(thetas).all():
+        if not torch.isfinite(thetas.sum()) and not torch.isfinite(thetas).all():
             raise ValueError(f"snapshot {key} is not finite: NaN or infinite weights would spoil all moments")
         anchor = self._anchor(thetas[0])
         if thetas.shape[1:] != anchor.shape:
@@ -191,17 +195,38 @@ class Moments:
         )
 
     def _accumulate(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], sign: int) -> None:
-        """Adds the snapshots' sums, or takes them off again (line 27)."""
+        """Adds the snapshots' sums, or takes them off again (line 27), in place and block by block."""
         if len(thetas) > 1 and self._within is None:
             self._within = torch.zeros_like(self._sum)
-        for part in _chunks(anchor):
-            steps = thetas[:, part].double() - anchor[part].double()
-            self._sum[part].add_(steps.sum(0), alpha=sign)
-            self._squares[part].add_(steps.square().sum(0), alpha=sign)
-            if len(thetas) > 1 and self._within is not None:
-                steps -= steps.mean(0)
-                self._within[part].add_(steps.square_().sum(0), alpha=sign)
+        blocks = range(0, len(anchor), BLOCK)
+        if len(blocks) == 1 or anchor.device.type != "cpu":
+            self._accumulate_part(thetas, anchor, slice(None), sign)
+            return
 
+        def accumulate(_: None, start: int) -> None:
+            self._accumulate_part(thetas, anchor, slice(start, start + BLOCK), sign)
 
-def _chunks(vector: Tensor) -> Iterator[slice]:
-    return (slice(start, start + CHUNK) for start in range(0, len(vector), CHUNK))
+        for _ in ordered_map(accumulate, [None] * min(default_workers(), len(blocks)), blocks):
+            pass
+
+    def _accumulate_part(
+        self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], block: slice, sign: int
+    ) -> None:
+        several, vectors = len(thetas) > 1, [anchor, self._sum, self._squares, *thetas]
+        if several and self._within is not None:
+            vectors.append(self._within)
+        base, step, own_sum = torch.empty(3, CHUNK, dtype=torch.float64, device=anchor.device)
+        for parts in zip(*(vector[block].split(CHUNK) for vector in vectors), strict=True):
+            total, squares, snapshots = parts[1], parts[2], parts[3 : 3 + len(thetas)]
+            origin, difference, client = (buffer[: len(total)] for buffer in (base, step, own_sum))
+            origin.copy_(parts[0])
+            client.zero_()
+            for snapshot in snapshots:
+                difference.copy_(snapshot).sub_(origin)
+                total.add_(difference, alpha=sign)
+                squares.addcmul_(difference, difference, value=sign)
+                if several:
+                    client.add_(difference)
+                    parts[-1].addcmul_(difference, difference, value=sign)
+            if several:
+                parts[-1].addcmul_(client, client, value=-sign / len(thetas))
