@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dswag.cli import console
 from dswag.cli.inputs import read_images
-from dswag.cli.options import Evaluate, Predict, Report, Train
+from dswag.cli.options import Calibrate, Evaluate, Predict, Report, Train
 from dswag.cli.outputs import to_json, write
 from dswag.cli.pages import page
 from dswag.cli.predictions import as_csv, as_rows
@@ -46,11 +46,11 @@ def train(options: Train) -> None:
     _show(folder, folder.save_report(page([folder])), as_json=options.json)
 
 
-def evaluate(options: Evaluate) -> None:
+def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
     """Scores the methods of a run again; what the snapshots are needed for stays as it was measured in training."""
     folder = RunFolder.open(options.run)
     before = folder.metrics()
-    experiment, posterior = _opened(folder, options)
+    experiment, posterior = opened(folder, options)
     checkpoint = folder.checkpoint()
     if checkpoint.layout != Layout.of(experiment.model):
         raise RunFolderError(f"the checkpoint in {folder.path} is of another model than its settings describe")
@@ -68,7 +68,7 @@ def evaluate(options: Evaluate) -> None:
     scores = {outcome.method: outcome.scores for outcome in outcomes}
     if options.json:
         console.emit(to_json({"run": str(folder.path), "methods": _as_data(scores)}))
-    else:
+    elif not quiet:
         console.show_scores(scores)
 
 
@@ -79,7 +79,7 @@ def predict(options: Predict) -> None:
     if options.output is not None and options.output.suffix.lower() not in (".csv", ".json"):
         raise ConfigError(f"the output must end in .csv or .json, got {options.output}")
     folder = RunFolder.open(options.run)
-    experiment, posterior = _opened(folder, options)
+    experiment, posterior = opened(folder, options)
     channels, height, width = experiment.dataset.train.inputs.shape[1:]
     names, images = read_images(options.inputs, (channels, height, width), resize=options.resize)
     recipe = experiment.recipe
@@ -151,10 +151,10 @@ def _what_is_saved(folder: RunFolder) -> str:
     return f"checkpoint and history of {rounds} round{'' if rounds == 1 else 's'} are saved in {folder.path}"
 
 
-def _opened(folder: RunFolder, options: Evaluate | Predict) -> tuple[Experiment, GaussianPosterior]:
+def opened(folder: RunFolder, options: Evaluate | Calibrate | Predict) -> tuple[Experiment, GaussianPosterior]:
     """The run's experiment, with the settings that the options change, and its posterior."""
     posterior = folder.posterior()
-    changed = {name: getattr(options, name) for name in ("samples", "scale", "data_dir")}
+    changed = {name: getattr(options, name, None) for name in ("samples", "scale", "data_dir")}
     given = {name: value for name, value in changed.items() if value is not None}
     recipe = Recipe.checked({**asdict(folder.config(Recipe)), **given}, source="flags")
     experiment = build(recipe, progress=True)

@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Sequence
 
 from dswag.cli import commands
+from dswag.cli.calibrating import calibrate
 from dswag.cli.collecting import collect
 from dswag.cli.console import say
-from dswag.cli.options import Collect, Evaluate, Options, Predict, Report, Train, parse
+from dswag.cli.options import Calibrate, Collect, Evaluate, Options, Predict, Report, Train, parse
 from dswag.config import ConfigError
 from dswag.tasks import ClientError
 
@@ -58,6 +59,8 @@ def _run(options: Options) -> None:
             commands.train(options)
         case Evaluate():
             commands.evaluate(options)
+        case Calibrate():
+            calibrate(options)
         case Predict():
             commands.predict(options)
         case Report():

@@ -72,6 +72,18 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrate:
+    """Fit the scales of a run's posterior and a temperature to what its clients held out, and score the run again."""
+
+    run: Positional[Path]
+    """Folder that dswag train wrote, with --holdout above 0."""
+    data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
+    """Folder with the data set's files."""
+    json: Switch = False
+    """Print what was fitted as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Predict:
     """Predict classes of images, with probabilities and how uncertain they are, in nats."""
 
@@ -129,7 +141,7 @@ class Collect:
     """Print what was collected as JSON."""
 
 
-Options = Train | Evaluate | Predict | Report | Collect
+Options = Train | Evaluate | Calibrate | Predict | Report | Collect
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -138,7 +150,7 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
     """
-    commands = (_with_settings(Train), Evaluate, Predict, Report, Collect)
+    commands = (_with_settings(Train), Evaluate, Calibrate, Predict, Report, Collect)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
     union: Any = named[0]
     for command in named[1:]:
