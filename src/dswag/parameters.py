@@ -1,13 +1,16 @@
 """θ as one flat vector, and the module whose parameters are views into it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Selection = Callable[[str], bool] | Iterable[str]
+"""Some parameters: their names, or what tells from a name whether it is one of them."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,13 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Layout":
-        """The layout of a module's trainable parameters.
+    def of(cls, module: nn.Module, only: Selection | None = None) -> "Layout":
+        """The layout of a module's trainable parameters, or of those that `only` selects, in the module's order.
+
+        Parameters that are not selected are no part of θ: they stay as they are in the module.
 
         Raises:
-            ValueError: the module has none, or they differ in dtype or device.
+            ValueError: the module has none, those of θ differ in dtype or device, or a selection of what is not there.
         """
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not trainable:
@@ -33,6 +38,8 @@ class Layout:
                 f"{type(module).__name__} has no trainable parameters: there is no θ to train; "
                 "check requires_grad, or that layers are registered as attributes"
             )
+        if only is not None:
+            trainable = {name: trainable[name] for name in _selected(tuple(trainable), only)}
         kinds = {(p.dtype, p.device): name for name, p in trainable.items()}
         if len(kinds) > 1:
             found = ", ".join(f"{dtype} on {device} ({name})" for (dtype, device), name in kinds.items())
@@ -49,12 +56,27 @@ class Layout:
         """The length of θ."""
         return sum(self.sizes)
 
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each parameter lies in θ, by name."""
+        stops = accumulate(self.sizes)
+        return {name: slice(stop - size, stop) for name, size, stop in zip(self.names, self.sizes, stops, strict=True)}
+
+    def subset(self, only: Selection) -> "Layout":
+        """The layout of some of the parameters, in the same order.
+
+        Raises:
+            ValueError: names that are not there, or a selection of nothing.
+        """
+        shapes = dict(zip(self.names, self.shapes, strict=True))
+        names = _selected(self.names, only)
+        return Layout(names, tuple(shapes[name] for name in names))
+
     def views(self, theta: Float[Tensor, "d"]) -> dict[str, Tensor]:
         """The parameters by name, each a view into θ."""
         self.check(theta)
-        starts = accumulate(self.sizes, initial=0)
-        named = zip(self.names, self.shapes, self.sizes, starts, strict=False)
-        return {name: theta[start : start + size].view(shape) for name, shape, size, start in named}
+        placed = zip(self.slices.items(), self.shapes, strict=True)
+        return {name: theta[part].view(shape) for (name, part), shape in placed}
 
     def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Float[Tensor, "d"]:
         """A new θ with the values of a module or a state dict, matched by name.
@@ -73,12 +95,17 @@ class Layout:
                 parameter.copy_(view)
 
     def bind(self, module: nn.Module) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
-        """θ and its gradient, of which the module's parameters and their gradients are views from now on."""
+        """θ and its gradient, of which the module's parameters and their gradients are views from now on.
+
+        All other parameters of the module are frozen.
+        """
         theta = self.flatten(module)
         gradient = torch.zeros_like(theta)
         values, gradients = self.views(theta), self.views(gradient)
+        module.requires_grad_(False)
         for name, parameter in zip(self.names, self._select(module), strict=True):
             parameter.data = values[name]
+            parameter.requires_grad_(True)
             parameter.grad = gradients[name]
         return theta, gradient
 
@@ -99,3 +126,18 @@ class Layout:
                     "this is not the model that θ was made for"
                 )
         return [found[name] for name in self.names]
+
+
+def _selected(names: tuple[str, ...], only: Selection) -> tuple[str, ...]:
+    """The selected ones of the names, in their order."""
+    if callable(only):
+        chosen = tuple(name for name in names if only(name))
+    else:
+        wanted = [only] if isinstance(only, str) else list(only)
+        unknown = [name for name in wanted if name not in names]
+        if unknown:
+            raise ValueError(f"there are no trainable parameters {unknown} to select: there are {list(names)}")
+        chosen = tuple(name for name in names if name in wanted)
+    if not chosen:
+        raise ValueError(f"none of the parameters was selected: there are {list(names)}")
+    return chosen

@@ -1,22 +1,22 @@
 """A Gaussian over weights: what Algorithm 1 returns (line 32) and Algorithm 2 draws from (line 2)."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from jaxtyping import Float, Float64
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dswag import density, posterior_file
 from dswag.files import replacing
 from dswag.parameters import Layout
+from dswag.posterior_file import PosteriorFileError as PosteriorFileError
 from dswag.randomness import generator_for
 from dswag.tasks import Draws, Kind
 from dswag.threads import computing_with, default_workers, ordered_map
@@ -27,13 +27,7 @@ BLOCK = 1 << 17
 CHUNK = 1 << 13
 """Elements whose K columns stay in the processor's cache while several draws use them."""
 
-_FORMAT = "dswag-posterior"
-_FORMAT_VERSION = 1
 _TENSORS = ("mean", "variance", "deviations", "variance_within", "deviations_within")
-
-
-class PosteriorFileError(ValueError):
-    """A file holds no posterior that this version can read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,11 +89,12 @@ class GaussianPosterior:
         return self.variance.sqrt()
 
     def factors(
-        self, kind: Kind = "swag", scale: float = 1.0, part: slice = slice(None)
+        self, kind: Kind = "swag", scale: float = 1.0, part: slice | Tensor = slice(None)
     ) -> tuple[Float[Tensor, "p"], Float[Tensor, "k p"]]:
         """(v, F) by which the covariance of θ[part] is diag(v) + FᵀF: scaled, halved, divided by k - 1 as `kind` says.
 
-        F has no rows where the columns take no part. Everything else about the distribution follows from these.
+        `part` is a slice or a vector of indices. F has no rows where the columns take no part. Everything else about
+        the distribution follows from these.
 
         Raises:
             ValueError: an unknown kind, a scale that cannot be, or columns asked for where there are none.
@@ -149,6 +144,79 @@ class GaussianPosterior:
                 pass
         return draws
 
+    def log_prob(
+        self, theta: Float[Tensor, "*n d"], kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0
+    ) -> Float64[Tensor, "*n"]:
+        """The log density of one θ [d], or of each row of [n, d], under what `sample` draws from; in nats, float64.
+
+        -½ (d ln 2π + ln det Σ + (θ - mean)ᵀ Σ⁻¹ (θ - mean)) with Σ = diag(v) + FᵀF of `factors`. `floor` is a variance
+        added to every element, which draws do not have. A θ in float32 is rounded by up to 6e-8 of its size: where
+        standard deviations are not far above that, sample and measure in float64 (`to(dtype=torch.float64)`).
+
+        Raises:
+            ValueError: elements without variance, which leave no density, a θ of another shape, or a kind or scale that
+                cannot be.
+        """
+        return density.log_prob(self._gaussian(kind, scale, floor), theta)
+
+    def mahalanobis(
+        self, theta: Float[Tensor, "*n d"], kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0
+    ) -> Float64[Tensor, "*n"]:
+        """The squared Mahalanobis distance (θ - mean)ᵀ Σ⁻¹ (θ - mean), float64: over draws a χ² with d degrees.
+
+        Takes and raises what `log_prob` does.
+        """
+        return density.mahalanobis(self._gaussian(kind, scale, floor), theta)
+
+    def entropy(self, kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0) -> Float64[Tensor, ""]:
+        """½ (d (1 + ln 2π) + ln det Σ) in nats, float64; raises what `log_prob` does."""
+        return density.entropy(self._gaussian(kind, scale, floor))
+
+    def kl(
+        self, other: "GaussianPosterior", kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0
+    ) -> Float64[Tensor, ""]:
+        """KL(self ‖ other) = E_self[ln self - ln other] in nats, float64; kind, scale and floor are those of both.
+
+        Raises:
+            ValueError: posteriors over other parameters, and what `log_prob` raises.
+        """
+        if self.layout is not None and other.layout is not None and self.layout != other.layout:
+            raise ValueError(
+                f"both posteriors must be over the same parameters, got {list(self.layout.names)} and "
+                f"{list(other.layout.names)}, or other shapes: take a subset of the larger"
+            )
+        return density.kl(self._gaussian(kind, scale, floor), other._gaussian(kind, scale, floor))
+
+    def covariance(
+        self, indices: Tensor | Sequence[int], kind: Kind = "swag", scale: float = 1.0
+    ) -> Float64[Tensor, "m m"]:
+        """The covariance of the m elements of θ with these indices, dense, float64; also where there is no density.
+
+        `posterior.layout.slices` tells which elements are a parameter's.
+
+        Raises:
+            ValueError: indices that are no integers from 0 to d - 1, or a kind or scale that cannot be.
+        """
+        return density.covariance(self._gaussian(kind, scale), indices)
+
+    def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "GaussianPosterior":
+        """The same posterior with its tensors on a device, or in a dtype.
+
+        Raises:
+            ValueError: a dtype other than float32, float64 and bfloat16, or values beyond its range.
+        """
+        if dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
+            raise ValueError(f"dtype must be float32, float64 or bfloat16, in which small variances fit, got {dtype}")
+        tensors: dict[str, Any] = {
+            name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()
+        }
+        return replace(self, **tensors)
+
+    def _gaussian(self, kind: Kind, scale: float, floor: float = 0.0) -> density.Gaussian:
+        """What `sample` draws from, plus the floor."""
+        sizes = None if self.layout is None else dict(zip(self.layout.names, self.layout.sizes, strict=True))
+        return density.Gaussian(self.mean, partial(self.factors, kind, scale), floor, sizes)
+
     def _finish(self, out: Tensor, part: slice, diagonal: float, low_rank: float, z2: Tensor) -> None:
         """Turns rows of z₁ into rows of θ, in place, for one part of θ."""
         mean = self.mean[part]
@@ -162,7 +230,7 @@ class GaussianPosterior:
             if columns is not None:
                 torch.addmv(values, columns, z2[row], alpha=math.sqrt(low_rank), out=values)
 
-    def _combined(self, whole: Tensor, within: Tensor | None, part: slice, power: int) -> Tensor:
+    def _combined(self, whole: Tensor, within: Tensor | None, part: slice | Tensor, power: int) -> Tensor:
         """Variance (power 1) or columns (power 2) with their parts within and between clients scaled."""
         inner, outer = (float(scale ** (1 / power)) for scale in (self.within_scale, self.between_scale))
         whole = whole[..., part]
@@ -230,19 +298,15 @@ class GaussianPosterior:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file: the tensors, and names, shapes, count and scales as metadata."""
-        path = Path(path)
-        described = {
-            "format": _FORMAT,
-            "format_version": str(_FORMAT_VERSION),
-            "dswag_version": version("dswag"),
-            "count": str(self.count),
-            "within_scale": repr(self.within_scale),
-            "between_scale": repr(self.between_scale),
-            "temperature": repr(self.temperature),
-            "layout": json.dumps(None if self.layout is None else [self.layout.names, self.layout.shapes]),
-        }
+        described = posterior_file.metadata(
+            count=self.count,
+            layout=self.layout,
+            within_scale=self.within_scale,
+            between_scale=self.between_scale,
+            temperature=self.temperature,
+        )
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
-        with replacing(path) as temporary:
+        with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, described)
 
     @classmethod
@@ -255,40 +319,12 @@ class GaussianPosterior:
             PosteriorFileError: a file that is truncated, of another kind, or of a newer format.
             FileNotFoundError: no such file.
         """
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                described = file.metadata() or {}
-                _check_format(path, described)
-                layout = json.loads(described["layout"])
-                return cls(
-                    **{name: file.get_tensor(name) for name in _TENSORS if name in file.keys()},  # noqa: SIM118
-                    count=int(described["count"]),
-                    layout=None if layout is None else Layout(tuple(layout[0]), tuple(map(tuple, layout[1]))),
-                    within_scale=float(described["within_scale"]),
-                    between_scale=float(described["between_scale"]),
-                    temperature=float(described["temperature"]),
-                )
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, PosteriorFileError):
-                raise
-            raise PosteriorFileError(f"{path} is truncated, damaged or no posterior: {error}; save it again") from error
+        return posterior_file.read(path, _TENSORS, cls, device=device)
 
     def _layout_of(self, module: nn.Module) -> Layout:
         layout = self.layout or Layout.of(module)
         layout.check(self.mean)
         return layout
-
-
-def _check_format(path: str | Path, described: dict[str, str]) -> None:
-    if described.get("format") != _FORMAT:
-        raise PosteriorFileError(
-            f"{path} is no dswag posterior: expected format {_FORMAT}, got {described.get('format')}"
-        )
-    if int(described["format_version"]) > _FORMAT_VERSION:
-        raise PosteriorFileError(
-            f"{path} has format version {described['format_version']}, this dswag reads up to {_FORMAT_VERSION}: "
-            f"install dswag {described.get('dswag_version', '')} or newer"
-        )
 
 
 def _normal(size: int, *path: int) -> Tensor:
