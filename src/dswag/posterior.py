@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dswag import density, posterior_file
 from dswag.files import replacing
-from dswag.parameters import Layout
+from dswag.parameters import Layout, Selection
 from dswag.posterior_file import PosteriorFileError as PosteriorFileError
 from dswag.randomness import generator_for
 from dswag.tasks import Draws, Kind
@@ -198,6 +198,25 @@ class GaussianPosterior:
             ValueError: indices that are no integers from 0 to d - 1, or a kind or scale that cannot be.
         """
         return density.covariance(self._gaussian(kind, scale), indices)
+
+    def subset(self, only: Selection) -> "GaussianPosterior":
+        """The posterior over some of the parameters, by their names or by what tells from a name; its cost shrinks too.
+
+        It is the marginal: their mean and covariance stay as they are. With it, `mean_into`, `sampled` and `predict`
+        set these parameters alone and leave the rest as the module has it; `posterior.mean_into(model)` puts that at
+        the mean beforehand. Its draws are not parts of the whole posterior's draws of the same seed.
+
+        Raises:
+            ValueError: names that are not there, a selection of nothing, or a posterior that does not know its layout.
+        """
+        if self.layout is None:
+            raise ValueError("a posterior without a layout has no names to select by: give Moments a layout")
+        layout = self.layout.subset(only)
+        parts = [self.layout.slices[name] for name in layout.names]
+        tensors: dict[str, Any] = {
+            name: torch.cat([tensor[..., part] for part in parts], -1) for name, tensor in self.tensors().items()
+        }
+        return replace(self, **tensors, layout=layout)
 
     def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "GaussianPosterior":
         """The same posterior with its tensors on a device, or in a dtype.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dswag import batch_norm
 from dswag.evaluation.temperature import temper
 from dswag.local import Workspace
+from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import Draws, Engine, Kind, Payload
 from dswag.threads import default_workers, ordered_map
@@ -57,7 +58,7 @@ def predictive(
 
     Args:
         model: gives logits [b, c]; it is copied, not changed.
-        posterior: over the model's parameters.
+        posterior: over the model's parameters, or a subset of them; the rest stays as it is in the model.
         inputs: [n, ...], or an iterable of batches of inputs or of (inputs, targets), such as a DataLoader.
         samples: S.
         seed: the draws are a function of it.
@@ -71,9 +72,10 @@ def predictive(
     Raises:
         ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
     """
+    layout = _layout(model, posterior)
     if kind == "mean":
-        thetas, most = posterior.mean[None], batch_norm_examples
-        alone = ensemble(model, thetas, inputs, engine=engine, batch_norm_examples=most, batch_size=batch_size)
+        options: dict[str, Any] = {"batch_norm_examples": batch_norm_examples, "batch_size": batch_size}
+        alone = ensemble(model, posterior.mean[None], inputs, engine=engine, layout=layout, **options)
         return alone.tempered(posterior.temperature)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -84,7 +86,7 @@ def predictive(
         (theta,) = posterior.sample(seed, first=i, kind=kind, scale=scale)  # l. 2
         return {"theta": theta, **statistics[i]}  # l. 3
 
-    return _average(model, member, samples, inputs, batch_size).tempered(posterior.temperature)  # l. 1, 4-6
+    return _average(model, layout, member, samples, inputs, batch_size).tempered(posterior.temperature)  # l. 1, 4-6
 
 
 def predict(
@@ -100,20 +102,29 @@ def ensemble(
     inputs: Tensor | Iterable[Any],
     *,
     engine: Engine | None = None,
+    layout: Layout | None = None,
     batch_norm_examples: int | None = None,
     batch_size: int = 128,
 ) -> Predictive:
-    """The average of what the model predicts with each of the given weights, their BatchNorm statistics refreshed."""
+    """The average of what the model predicts with each of the given weights, their BatchNorm statistics refreshed.
+
+    The weights are those of the parameters in `layout`; of all trainable ones if None.
+    """
     statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples)[0] for theta in thetas]
 
     def member(i: int) -> Payload:
         return {"theta": thetas[i], **statistics[i]}
 
-    return _average(model, member, len(thetas), inputs, batch_size)
+    return _average(model, layout or Layout.of(model), member, len(thetas), inputs, batch_size)
 
 
 def _average(
-    model: nn.Module, member: Callable[[int], Payload], count: int, inputs: Tensor | Iterable[Any], batch_size: int
+    model: nn.Module,
+    layout: Layout,
+    member: Callable[[int], Payload],
+    count: int,
+    inputs: Tensor | Iterable[Any],
+    batch_size: int,
 ) -> Predictive:
     """Mean probabilities and mean entropy over the members, added up in their order."""
     batches = _batches(inputs, batch_size)
@@ -124,13 +135,23 @@ def _average(
         with torch.inference_mode():
             return torch.cat([_probabilities(workspace.module(workspace.place(batch))) for batch in batches])
 
-    workspaces = [Workspace(model) for _ in range(min(count, default_workers()))]
+    workspaces = [Workspace(model, layout=layout) for _ in range(min(count, default_workers()))]
     total = total_entropy = torch.zeros(())
     for probabilities in ordered_map(predict_with, workspaces, range(count)):  # l. 1
         total = total + probabilities  # l. 4
         total_entropy = total_entropy + _entropy(probabilities)
     mean, expected_entropy = total / count, total_entropy / count
     return Predictive(mean, expected_entropy, (_entropy(mean) - expected_entropy).clamp_min(0))  # l. 6
+
+
+def _layout(model: nn.Module, posterior: GaussianPosterior) -> Layout:
+    """The parameters that the posterior is over."""
+    if posterior.layout is None:
+        return Layout.of(model)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    if not all(name in known for name in posterior.layout.names):
+        Layout.of(model).check(posterior.mean)  # for another model, sizes that differ say more than names
+    return posterior.layout
 
 
 def _refresh(

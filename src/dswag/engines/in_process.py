@@ -10,6 +10,7 @@ from torch import nn
 
 from dswag import local
 from dswag.data.examples import client_data
+from dswag.parameters import Layout
 from dswag.tasks import FoldT, Payload, Task
 from dswag.threads import default_workers, ordered_map
 
@@ -27,6 +28,7 @@ class InProcess:
         clients: each client's data, in any form that `dswag.data.examples.client_data` takes.
         loss: mean loss of (outputs, targets).
         workers: clients at a time; as many as PyTorch uses threads if None, one on a GPU.
+        layout: the parameters in θ, the rest staying as it is in the model; all trainable ones if None.
 
     Raises:
         ValueError: no clients, or a client without examples, named.
@@ -39,17 +41,18 @@ class InProcess:
         *,
         loss: local.Loss = F.cross_entropy,
         workers: int | None = None,
+        layout: Layout | None = None,
     ) -> None:
         if not len(clients):
             raise ValueError("an engine needs the data of at least one client, got none")
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._clients = [_named(number, data) for number, data in enumerate(clients)]
-        first = local.Workspace(model, loss)
+        first = local.Workspace(model, loss, layout)
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
         self._intra_op_threads = max(1, default_workers() // len(clients))
-        self._workspaces = [first, *(local.Workspace(model, loss) for _ in range(number - 1))]
+        self._workspaces = [first, *(local.Workspace(model, loss, layout) for _ in range(number - 1))]
 
     @property
     def num_clients(self) -> int:
