@@ -1,0 +1,1 @@
+"""Posteriors from inside other trainers; each module needs the library that it is named after."""
