@@ -188,12 +188,22 @@ class PrincipalColumns:
         self._count = total
 
 
+def compression(gram: Float64[Tensor, "r r"], rank: int, eps: float) -> Float64[Tensor, "k r"]:
+    """What takes rows with these inner products to at most `rank` rows R, with RᵀR nearest to rowsᵀ rows.
+
+    The first left singular vectors; directions with less than r `eps` of the first one's square are dropped.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    keep = min(rank, int((values > values[-1] * len(gram) * eps).sum()))
+    first: Tensor = vectors[:, len(values) - keep :].flip(1).T
+    return first
+
+
 def _compressed(rows: Float[Tensor, "r d"], rank: int) -> Float[Tensor, "k d"]:
-    """At most `rank` rows R with RᵀR nearest to rowsᵀ rows: the first left singular vectors, applied to the rows."""
+    """At most `rank` rows that keep the most of the scatter of all."""
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for start in range(0, rows.shape[1], CHUNK):
         part = rows[:, start : start + CHUNK].double()
         gram += part @ part.T
-    values, vectors = torch.linalg.eigh(gram)
-    keep = min(rank, int((values > values[-1] * len(rows) * torch.finfo(rows.dtype).eps).sum()))
-    return vectors[:, -keep:].flip(1).T.to(rows.dtype) @ rows if keep else rows[:0]
+    kept: Tensor = compression(gram, rank, torch.finfo(rows.dtype).eps).to(rows.dtype) @ rows
+    return kept
