@@ -13,6 +13,7 @@ from torch import nn
 from dswag.checkpoint_files import checkpoint_files, contents, moments_from_files
 from dswag.moments import Moments
 from dswag.parameters import Layout
+from dswag.prediction import predict
 from dswag.state_dicts import CheckpointFileError, read_state_dict
 
 
@@ -59,6 +60,16 @@ def test_safetensors_have_their_own_order_unless_a_layout_gives_another(tmp_path
     assert_same(moments_from_files(files).posterior(), expected(alphabetical))
     layout = Layout(("out.weight", "bias"), ((2, 3), (2,)))
     assert_same(moments_from_files(files, layout=layout).posterior(), expected(states))
+
+
+def test_predictions_do_not_depend_on_the_order_of_a_file(tmp_path):
+    models = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(3)]
+    files = [save(model.state_dict(), tmp_path / f"{number}.safetensors") for number, model in enumerate(models)]
+    in_order, alphabetical = (moments_from_files(files, layout=x).posterior() for x in (Layout.of(models[0]), None))
+    assert alphabetical.layout.names != in_order.layout.names
+    inputs = torch.randn(5, 3)
+    first, second = (predict(models[0], posterior, inputs, kind="mean") for posterior in (in_order, alphabetical))
+    assert torch.equal(first, second)
 
 
 def test_kinds_of_files_may_be_mixed(tmp_path):
