@@ -14,7 +14,7 @@ demo: $(VENV)/core.stamp
 	$(BIN)/dswag train --output runs/demo --overwrite
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

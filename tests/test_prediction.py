@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dswag import GaussianPosterior, InProcess, Layout, ensemble, predict, predictive
-from dswag.randomness import generator_for
+from dswag import GaussianPosterior, InProcess, Layout, ensemble, predict, predictive, regression
+from dswag.randomness import DrawFrom, generator_for
 
 
 def around(model, *, spread=0.3, k=3, seed=0):
@@ -184,3 +184,63 @@ def test_a_model_without_logits_is_refused():
     model = nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))
     with pytest.raises(ValueError, match=r"must return logits \[b, c\] to predict classes, got shape \[17, 3, 1\]"):
         predict(model, around(model), inputs())
+
+
+# Regression
+
+
+def linear(*, outputs=1):
+    with DrawFrom(generator_for(5)):
+        return nn.Linear(6, outputs)
+
+
+def test_regression_has_the_mean_and_variance_of_the_mixture():
+    """Against the closed form over the same draws, in float64."""
+    model, x = linear(outputs=2), inputs()
+    posterior = around(model)
+    result = regression(model, posterior, x, noise=0.25, samples=9, seed=4, batch_size=5)
+    predicted = []
+    for theta in posterior.sample(4, 9).double():
+        weight, bias = theta[:12].view(2, 6), theta[12:]
+        predicted.append(x.double() @ weight.T + bias)
+    stacked = torch.stack(predicted)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(result.mean.double(), stacked.mean(0), **close)
+    torch.testing.assert_close(result.model_variance.double(), stacked.var(0, correction=0), **close)
+    torch.testing.assert_close(result.variance.double(), stacked.var(0, correction=0) + 0.25, **close)
+
+
+def test_the_variance_of_a_linear_model_is_that_of_its_weights():
+    """As x Σ xᵀ: 5 standard errors of a variance estimated from 4,000 draws."""
+    model, x = linear(), inputs(5)
+    posterior = around(model)
+    result = regression(model, posterior, x, noise=0.0, samples=4000)
+    v, f = posterior.factors()
+    features = torch.cat([x, torch.ones(5, 1)], 1)
+    exact = (features @ (torch.diag(v) + f.T @ f) @ features.T).diagonal()
+    torch.testing.assert_close(result.variance[:, 0], exact, rtol=5 * (2 / 4000) ** 0.5, atol=0)
+
+
+class WithNoise(nn.Module):
+    """Predicts a mean and a variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = linear()
+
+    def forward(self, x):
+        return self.mean(x), 0.1 + x[:, :1] ** 2
+
+
+def test_a_model_may_predict_its_own_noise():
+    model, x = WithNoise(), inputs()
+    result = regression(model, around(model), x, samples=5)
+    torch.testing.assert_close(result.noise_variance, 0.1 + x[:, :1] ** 2)
+
+
+def test_noise_that_is_missing_or_negative_is_refused():
+    model = linear()
+    with pytest.raises(ValueError, match=r"pass noise=\.\.\., the variance of the targets"):
+        regression(model, around(model), inputs())
+    with pytest.raises(ValueError, match="must be at least 0, got -1"):
+        regression(model, around(model), inputs(), noise=-1.0)

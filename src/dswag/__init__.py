@@ -7,7 +7,7 @@ from dswag.engines.in_process import InProcess
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior, PosteriorFileError
-from dswag.prediction import Predictive, ensemble, predict, predictive
+from dswag.prediction import Predictive, Regression, ensemble, predict, predictive, regression
 from dswag.scaling import calibrate
 from dswag.tasks import ClientError
 from dswag.training import Round, collect, evaluate, explore, synchronize
@@ -22,6 +22,7 @@ __all__ = [
     "Moments",
     "PosteriorFileError",
     "Predictive",
+    "Regression",
     "Round",
     "Run",
     "calibrate",
@@ -31,6 +32,7 @@ __all__ = [
     "explore",
     "predict",
     "predictive",
+    "regression",
     "synchronize",
     "train",
     "update_batch_norm",

@@ -1,6 +1,6 @@
 """Algorithm 2, Distributed SWAG testing: Bayesian model averaging; `# l.` names the lines of the paper."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -72,21 +72,8 @@ def predictive(
     Raises:
         ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
     """
-    layout = _layout(model, posterior)
-    if kind == "mean":
-        options: dict[str, Any] = {"batch_norm_examples": batch_norm_examples, "batch_size": batch_size}
-        alone = ensemble(model, posterior.mean[None], inputs, engine=engine, layout=layout, **options)
-        return alone.tempered(posterior.temperature)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}")
-    draws = posterior.draws(seed, samples, kind=kind, scale=scale)
-    statistics = _refresh(model, posterior.tensors(), engine, batch_norm_examples, draws)  # l. 3, for all i at once
-
-    def member(i: int) -> Payload:
-        (theta,) = posterior.sample(seed, first=i, kind=kind, scale=scale)  # l. 2
-        return {"theta": theta, **statistics[i]}  # l. 3
-
-    return _average(model, layout, member, samples, inputs, batch_size).tempered(posterior.temperature)  # l. 1, 4-6
+    members = _draws(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)  # l. 2-3
+    return _average(model, members, inputs, batch_size).tempered(posterior.temperature)  # l. 1, 4-6
 
 
 def predict(
@@ -112,36 +99,131 @@ def ensemble(
     """
     statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples)[0] for theta in thetas]
 
-    def member(i: int) -> Payload:
+    def payload(i: int) -> Payload:
         return {"theta": thetas[i], **statistics[i]}
 
-    return _average(model, layout or Layout.of(model), member, len(thetas), inputs, batch_size)
+    return _average(model, _Members(layout or Layout.of(model), len(thetas), payload), inputs, batch_size)
 
 
-def _average(
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """The predictive mean and variance of each output, by the law of total variance."""
+
+    mean: Float[Tensor, "n ..."]
+    noise_variance: Float[Tensor, "n ..."]
+    """Mean variance of the targets around what the draws predict."""
+    model_variance: Float[Tensor, "n ..."]
+    """Variance of what the draws predict, divided by S."""
+
+    @property
+    def variance(self) -> Float[Tensor, "n ..."]:
+        """All of it: noise and model."""
+        return self.noise_variance + self.model_variance
+
+
+def regression(
     model: nn.Module,
-    layout: Layout,
-    member: Callable[[int], Payload],
-    count: int,
+    posterior: GaussianPosterior,
     inputs: Tensor | Iterable[Any],
-    batch_size: int,
-) -> Predictive:
-    """Mean probabilities and mean entropy over the members, added up in their order."""
-    batches = _batches(inputs, batch_size)
+    *,
+    noise: float | None = None,
+    samples: int = 30,
+    seed: int = 0,
+    kind: Kind | Literal["mean"] = "swag",
+    scale: float = 1.0,
+    engine: Engine | None = None,
+    batch_norm_examples: int | None = None,
+    batch_size: int = 128,
+) -> Regression:
+    """Algorithm 2 for a Gaussian likelihood: the mixture of the draws' predictions, by its mean and variance.
 
-    def predict_with(workspace: Workspace, i: int) -> Float[Tensor, "n c"]:
-        workspace.load(member(i))
-        workspace.module.eval()
-        with torch.inference_mode():
-            return torch.cat([_probabilities(workspace.module(workspace.place(batch))) for batch in batches])
+    Takes what `predictive` takes, and `noise`, the variance of the targets around the model's outputs. A model that
+    predicts its own returns (means, variances), and needs none.
 
-    workspaces = [Workspace(model, layout=layout) for _ in range(min(count, default_workers()))]
+    Raises:
+        ValueError: no noise variance from either side, or one that is negative; otherwise as `predictive`.
+    """
+    if noise is not None and not noise >= 0:
+        raise ValueError(f"noise is a variance and must be at least 0, got {noise}")
+    members = _draws(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)
+    mean = scatter = variance = torch.zeros((), dtype=torch.float64)
+    outputs = _outputs(model, members, inputs, batch_size, lambda output: _mean_and_noise(output, noise))
+    for count, (predicted, own_variance) in enumerate(outputs, start=1):
+        step = predicted - mean
+        mean = mean + step / count
+        scatter = scatter + step * (predicted - mean)
+        variance = variance + (own_variance - variance) / count
+    return Regression(mean.float(), variance.float(), (scatter / members.count).float())
+
+
+@dataclass(frozen=True, eq=False)
+class _Members:
+    """Weights to predict with, each with the buffers that belong to them."""
+
+    layout: Layout
+    count: int
+    payload: Callable[[int], Payload]
+
+
+def _draws(
+    model: nn.Module,
+    posterior: GaussianPosterior,
+    samples: int,
+    seed: int,
+    kind: Kind | Literal["mean"],
+    scale: float,
+    engine: Engine | None,
+    batch_norm_examples: int | None,
+) -> _Members:
+    """Lines 1 to 3: S draws, and their BatchNorm statistics; the mean is one draw that is known."""
+    layout = _layout(model, posterior)
+    if kind == "mean":
+        (statistics,) = _refresh(model, {"theta": posterior.mean}, engine, batch_norm_examples)
+        return _Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics})
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
+    draws = posterior.draws(seed, samples, kind=kind, scale=scale)
+    refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, draws)  # l. 3, for all i at once
+
+    def payload(i: int) -> Payload:
+        (theta,) = posterior.sample(seed, first=i, kind=kind, scale=scale)  # l. 2
+        return {"theta": theta, **refreshed[i]}  # l. 3
+
+    return _Members(layout, samples, payload)
+
+
+def _average(model: nn.Module, members: _Members, inputs: Tensor | Iterable[Any], batch_size: int) -> Predictive:
+    """Lines 4 to 6: mean probabilities and mean entropy over the members, added up in their order."""
     total = total_entropy = torch.zeros(())
-    for probabilities in ordered_map(predict_with, workspaces, range(count)):  # l. 1
+    for (probabilities,) in _outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
         total = total + probabilities  # l. 4
         total_entropy = total_entropy + _entropy(probabilities)
-    mean, expected_entropy = total / count, total_entropy / count
+    mean, expected_entropy = total / members.count, total_entropy / members.count
     return Predictive(mean, expected_entropy, (_entropy(mean) - expected_entropy).clamp_min(0))  # l. 6
+
+
+def _outputs(
+    model: nn.Module,
+    members: _Members,
+    inputs: Tensor | Iterable[Any],
+    batch_size: int,
+    read: Callable[[Any], tuple[Tensor, ...]],
+) -> Iterator[tuple[Tensor, ...]]:
+    """What is read off the model's outputs for all inputs, with each member's weights in turn (lines 1 and 5).
+
+    Several members are at work at a time, but no more than two for each thread are held.
+    """
+    batches = _batches(inputs, batch_size)
+
+    def predict_with(workspace: Workspace, i: int) -> tuple[Tensor, ...]:
+        workspace.load(members.payload(i))
+        workspace.module.eval()
+        with torch.inference_mode():
+            parts = [read(workspace.module(workspace.place(batch))) for batch in batches]
+            return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
+
+    workspaces = [Workspace(model, layout=members.layout) for _ in range(min(members.count, default_workers()))]
+    return ordered_map(predict_with, workspaces, range(members.count))
 
 
 def _layout(model: nn.Module, posterior: GaussianPosterior) -> Layout:
@@ -185,6 +267,19 @@ def _probabilities(logits: Any) -> Float[Tensor, "b c"]:
         found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must return logits [b, c] to predict classes, got {found}")
     return logits.float().softmax(1)
+
+
+def _mean_and_noise(output: Any, noise: float | None) -> tuple[Tensor, Tensor]:
+    """Means and variances of the targets, as the model gives them or with the noise that is given."""
+    if isinstance(output, tuple | list) and len(output) == 2:
+        mean, variance = (part.double() for part in output)
+        if (variance < 0).any():
+            raise ValueError("the model returned negative variances: let it return (means, variances)")
+        return mean, variance
+    if noise is None:
+        raise ValueError("the model returns means alone: pass noise=..., the variance of the targets around them")
+    mean = output.double()
+    return mean, torch.full_like(mean, noise)
 
 
 def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:
