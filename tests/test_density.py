@@ -261,6 +261,27 @@ def test_no_copy_of_theta_or_the_columns_is_made():
     assert max(part.stop - part.start for part in asked) == CHUNK
 
 
+def test_the_number_of_threads_changes_no_bit():
+    p, q, before = make(3 * CHUNK, 4), make(3 * CHUNK, 5, seed=1), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.stack([p.log_prob(q.mean), p.mahalanobis(q.mean), p.entropy(), p.kl(q)]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_no_grad_holds_on_the_threads_too():
+    posterior = make(2 * CHUNK)
+    theta = posterior.mean.clone().requires_grad_()
+    assert posterior.log_prob(theta).requires_grad
+    with torch.no_grad():
+        assert not posterior.log_prob(theta).requires_grad
+
+
 # Where there is no density
 
 

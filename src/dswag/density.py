@@ -3,19 +3,22 @@
 With A = F diag(v)^-½ [k, d] and M = I + A Aᵀ [k, k], the inverse of the covariance Σ is
 diag(v)^-½ (I - Aᵀ M⁻¹ A) diag(v)^-½ (Woodbury) and det Σ = det M · ∏ v (matrix determinant lemma).
 
-Sums over θ are taken in float64 over parts of it, so that no copy of θ or F is made; all results are float64, since the
-log density of a million parameters has more digits than float32 holds.
+Sums over θ are taken in float64 over parts of it, so that no copy of θ or F is made, several parts at a time on a pool
+of threads, and added up in order: the number of threads changes no bit. All results are float64, since the log density
+of a million parameters has more digits than float32 holds.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+from dswag.threads import default_workers, ordered_map
 
 CHUNK = 1 << 14
 """Elements of θ brought to float64 at a time; with twenty columns they stay in the processor's cache."""
@@ -48,6 +51,11 @@ class Gaussian:
     def d(self) -> int:
         """The number of dimensions."""
         return len(self.mean)
+
+    def part(self, part: slice | Tensor) -> tuple[Float64[Tensor, "p"], Float64[Tensor, "k p"]]:
+        """The variances with the floor, and F, of a part of θ."""
+        v, factor = self.factors(part)
+        return v.double() + self.floor, factor.double()
 
 
 def log_prob(gaussian: Gaussian, theta: Float[Tensor, "*n d"]) -> Float64[Tensor, "*n"]:
@@ -100,14 +108,17 @@ def kl(p: Gaussian, q: Gaussian) -> Float64[Tensor, ""]:
         return torch.cat([(p.mean[part].double() - q.mean[part].double())[None], p.factors(part)[1].double()])
 
     sums = _sums(q, rows)
-    total = _squared_distances(q, rows, sums).sum() + sums.log_det_gram - _sums(p).log_det_gram
-    identity = torch.eye(len(sums.gram), dtype=torch.float64, device=total.device)
+    low_rank = _squared_distances(q, rows, sums).sum() + sums.log_det_gram - _sums(p).log_det_gram
+    identity = torch.eye(len(sums.gram), dtype=torch.float64, device=low_rank.device)
     whitening = torch.linalg.solve_triangular(sums.cholesky, identity, upper=False)  # M⁻¹ = whiteningᵀ whitening
-    for (_, v_p, _), (_, v_q, factor) in zip(_parts(p), _parts(q), strict=True):
-        ratio = v_p / v_q
-        explained = (whitening @ (factor * v_q.rsqrt())).square().sum(0)  # 1 - v_q,i (Σ_q⁻¹)_ii
-        total = total + (ratio - 1 - ratio.log() - ratio * explained).sum()
-    return 0.5 * total
+
+    def diagonal(part: slice) -> tuple[Tensor]:
+        v, factor = q.part(part)
+        ratio = p.part(part)[0] / v
+        explained = (whitening @ (factor * v.rsqrt())).square().sum(0)  # 1 - v_q,i (Σ_q⁻¹)_ii
+        return ((ratio - 1 - ratio.log() - ratio * explained).sum(),)
+
+    return 0.5 * (low_rank + _summed(q, diagonal)[0])
 
 
 def covariance(gaussian: Gaussian, indices: Tensor | Sequence[int]) -> Float64[Tensor, "m m"]:
@@ -121,9 +132,9 @@ def covariance(gaussian: Gaussian, indices: Tensor | Sequence[int]) -> Float64[T
         raise ValueError(f"indices must be integers [m], got {chosen.dtype} {list(chosen.shape)}")
     if len(chosen) and not (chosen.min() >= 0 and chosen.max() < gaussian.d):
         raise ValueError(f"indices must lie in 0 to {gaussian.d - 1}, got {int(chosen.min())} to {int(chosen.max())}")
-    v, factor = (values.double() for values in gaussian.factors(chosen))
+    v, factor = gaussian.part(chosen)
     same = chosen[:, None] == chosen  # an index given twice is one parameter, not two independent ones
-    return factor.T @ factor + same * (v + gaussian.floor)
+    return factor.T @ factor + same * v
 
 
 @dataclass(frozen=True)
@@ -152,19 +163,16 @@ class _Sums:
 
 
 def _sums(gaussian: Gaussian, rows: Callable[[slice], Float64[Tensor, "n p"]] | None = None) -> _Sums:
-    k = len(gaussian.factors(slice(0, 0))[1])
-    n = 0 if rows is None else len(rows(slice(0, 0)))
-    log_v = gaussian.mean.new_zeros((), dtype=torch.float64)
-    num_flat = torch.zeros_like(log_v, dtype=torch.long)
-    products = log_v.new_zeros(k, k + n)
-    for part, v, factor in _parts(gaussian):
-        num_flat += (~(v > 0)).sum()
-        log_v = log_v + v.log().sum()
+    def term(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        v, factor = gaussian.part(part)
         scaled = factor * v.rsqrt()
         others = scaled if rows is None else torch.cat([scaled, rows(part) * v.rsqrt()])
-        products = products + scaled @ others.T
+        return (~(v > 0)).sum(), v.log().sum(), scaled @ others.T
+
+    num_flat, log_v, products = _summed(gaussian, term)
     if num_flat:
         raise _no_density(gaussian, int(num_flat))
+    k = len(products)
     identity = torch.eye(k, dtype=torch.float64, device=log_v.device)
     return _Sums(log_v, identity + products[:, :k], products[:, k:])
 
@@ -179,10 +187,12 @@ def _squared_distances(
     (`test_distances_along_the_columns_keep_their_digits`).
     """
     z = torch.cholesky_solve(sums.projected, sums.cholesky)
-    squared = z.square().sum(0)
-    for part, v, factor in _parts(gaussian):
-        squared = squared + ((rows(part) - z.T @ factor) * v.rsqrt()).square().sum(1)
-    return squared
+
+    def term(part: slice) -> tuple[Tensor]:
+        v, factor = gaussian.part(part)
+        return (((rows(part) - z.T @ factor) * v.rsqrt()).square().sum(1),)
+
+    return z.square().sum(0) + _summed(gaussian, term)[0]
 
 
 def _displacements(gaussian: Gaussian, theta: Float[Tensor, "*n d"]) -> Callable[[slice], Float64[Tensor, "n p"]]:
@@ -191,17 +201,28 @@ def _displacements(gaussian: Gaussian, theta: Float[Tensor, "*n d"]) -> Callable
     return lambda part: theta.reshape(-1, gaussian.d)[:, part].double() - gaussian.mean[part].double()
 
 
-def _parts(gaussian: Gaussian) -> Iterator[tuple[slice, Float64[Tensor, "p"], Float64[Tensor, "k p"]]]:
-    for start in range(0, gaussian.d, CHUNK):
-        part = slice(start, start + CHUNK)
-        v, factor = gaussian.factors(part)
-        yield part, v.double() + gaussian.floor, factor.double()
+def _parts(gaussian: Gaussian) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, max(gaussian.d, 1), CHUNK)]
+
+
+def _summed(gaussian: Gaussian, term: Callable[[slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The terms of all parts, added up in their order."""
+    differentiable = torch.is_grad_enabled()  # which is this thread's alone
+
+    def of_part(_: None, part: slice) -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(differentiable):
+            return term(part)
+
+    workers = default_workers() if gaussian.mean.device.type == "cpu" else 1
+    parts = _parts(gaussian)
+    terms = ordered_map(of_part, [None] * min(workers, len(parts)), parts)
+    return reduce(lambda sums, values: tuple(a + b for a, b in zip(sums, values, strict=True)), terms)
 
 
 def _no_density(gaussian: Gaussian, num_flat: int) -> ValueError:
     where = ""
     if gaussian.sizes is not None:
-        flat = torch.cat([~(v > 0) for _, v, _ in _parts(gaussian)])
+        flat = torch.cat([~(gaussian.part(part)[0] > 0) for part in _parts(gaussian)])
         stops = accumulate(gaussian.sizes.values())
         counts = {n: int(flat[e - s : e].sum()) for (n, s), e in zip(gaussian.sizes.items(), stops, strict=True)}
         where = f" ({', '.join(f'{count} in {name}' for name, count in counts.items() if count)})"
