@@ -400,6 +400,8 @@ def test_two_snapshots_have_one_principal_direction():
     torch.testing.assert_close(posterior.deviations.T @ posterior.deviations, expected)
 
 
-def test_principal_columns_have_no_running_mean():
+def test_principal_columns_have_a_rank_and_no_running_mean():
+    with pytest.raises(ValueError, match="use a rank of at least 2"):
+        Moments(columns="svd", rank=0)
     with pytest.raises(ValueError, match="principal directions around the final mean"):
         Moments(columns="svd", centering="running")

@@ -58,6 +58,8 @@ def test_algorithm_2_agrees_with_the_slow_reference(make_model, kind):
     torch.testing.assert_close(result.expected_entropy.double(), expected_entropy, **close)
     torch.testing.assert_close(result.entropy.double(), -(probabilities * probabilities.log()).sum(1), **close)
     assert torch.equal(predict(model, posterior, x, samples=7, seed=3, kind=kind, scale=0.5), result.probabilities)
+    each = torch.stack([slow_algorithm_2(model, theta[None], x)[0] for theta in thetas])
+    torch.testing.assert_close(result.variance.double(), each.var(0, correction=0), rtol=1e-3, atol=1e-6)
 
 
 def test_batch_norm_is_refreshed_for_every_draw_from_all_clients(make_model, make_clients):

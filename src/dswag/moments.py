@@ -45,7 +45,7 @@ class Moments:
         layout: the parameters behind θ; needed to add state dicts, and kept in the posterior.
 
     Raises:
-        ValueError: a rank of 1 or below 0, or principal columns that are to be centred on a running mean.
+        ValueError: a rank of 1 or below 0, or principal columns of rank 0 or on a running mean.
     """
 
     def __init__(
@@ -61,6 +61,8 @@ class Moments:
             raise ValueError(
                 f"rank must be 0 or at least 2, got {rank}: the covariance divides by the number of columns minus one"
             )
+        if columns == "svd" and not rank:
+            raise ValueError('columns="svd" are principal directions: use a rank of at least 2')
         if (columns, centering) == ("svd", "running"):
             raise ValueError('columns="svd" are principal directions around the final mean: use centering="final"')
         self.rank = rank

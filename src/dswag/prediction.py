@@ -9,12 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dswag import batch_norm
+from dswag.combining import MixturePosterior
 from dswag.evaluation.temperature import temper
 from dswag.local import Workspace
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import Draws, Engine, Kind, Payload
 from dswag.threads import default_workers, ordered_map
+
+Posterior = GaussianPosterior | MixturePosterior
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,8 @@ class Predictive:
     """Mean entropy of the draws: uncertainty that remains when the weights are known."""
     mutual_information: Float[Tensor, "n"]
     """Entropy of the draws' mean less their mean entropy, at least 0: how much the draws disagree."""
+    variance: Float[Tensor, "n c"]
+    """Variance of each probability over the draws, divided by S; of the probabilities before they were tempered."""
 
     @property
     def entropy(self) -> Float[Tensor, "n"]:
@@ -43,7 +48,7 @@ class Predictive:
 
 def predictive(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     inputs: Tensor | Iterable[Any],
     *,
     samples: int = 30,
@@ -77,7 +82,7 @@ def predictive(
 
 
 def predict(
-    model: nn.Module, posterior: GaussianPosterior, inputs: Tensor | Iterable[Any], **options: Any
+    model: nn.Module, posterior: Posterior, inputs: Tensor | Iterable[Any], **options: Any
 ) -> Float[Tensor, "n c"]:
     """The mean probabilities p(y*|Data) [n, c]; takes what `predictive` takes."""
     return predictive(model, posterior, inputs, **options).probabilities
@@ -123,7 +128,7 @@ class Regression:
 
 def regression(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     inputs: Tensor | Iterable[Any],
     *,
     noise: float | None = None,
@@ -167,7 +172,7 @@ class _Members:
 
 def _draws(
     model: nn.Module,
-    posterior: GaussianPosterior,
+    posterior: Posterior,
     samples: int,
     seed: int,
     kind: Kind | Literal["mean"],
@@ -182,12 +187,18 @@ def _draws(
         return _Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics})
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
-    draws = posterior.draws(seed, samples, kind=kind, scale=scale)
-    refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, draws)  # l. 3, for all i at once
+
+    def draw(i: int) -> Float[Tensor, "d"]:
+        return posterior.sample(seed, first=i, kind=kind, scale=scale)[0]  # l. 2
+
+    if isinstance(posterior, GaussianPosterior):  # clients make the draws themselves: one exchange for all
+        draws = posterior.draws(seed, samples, kind=kind, scale=scale)
+        refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, draws)
+    else:
+        refreshed = [_refresh(model, {"theta": draw(i)}, engine, batch_norm_examples)[0] for i in range(samples)]
 
     def payload(i: int) -> Payload:
-        (theta,) = posterior.sample(seed, first=i, kind=kind, scale=scale)  # l. 2
-        return {"theta": theta, **refreshed[i]}  # l. 3
+        return {"theta": draw(i), **refreshed[i]}  # l. 3
 
     return _Members(layout, samples, payload)
 
@@ -195,11 +206,14 @@ def _draws(
 def _average(model: nn.Module, members: _Members, inputs: Tensor | Iterable[Any], batch_size: int) -> Predictive:
     """Lines 4 to 6: mean probabilities and mean entropy over the members, added up in their order."""
     total = total_entropy = torch.zeros(())
+    squares = torch.zeros((), dtype=torch.float64)
     for (probabilities,) in _outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
         total = total + probabilities  # l. 4
         total_entropy = total_entropy + _entropy(probabilities)
+        squares = squares + probabilities.double().square()
     mean, expected_entropy = total / members.count, total_entropy / members.count
-    return Predictive(mean, expected_entropy, (_entropy(mean) - expected_entropy).clamp_min(0))  # l. 6
+    variance = (squares / members.count - mean.double().square()).clamp_min(0).float()
+    return Predictive(mean, expected_entropy, (_entropy(mean) - expected_entropy).clamp_min(0), variance)  # l. 6
 
 
 def _outputs(
@@ -226,7 +240,7 @@ def _outputs(
     return ordered_map(predict_with, workspaces, range(members.count))
 
 
-def _layout(model: nn.Module, posterior: GaussianPosterior) -> Layout:
+def _layout(model: nn.Module, posterior: Posterior) -> Layout:
     """The parameters that the posterior is over."""
     if posterior.layout is None:
         return Layout.of(model)

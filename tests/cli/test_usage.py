@@ -1,12 +1,7 @@
-"""Usage that cannot be meant is refused in one line, and Ctrl-C leaves no traceback however early it comes."""
-
-import os
-import subprocess
-import sys
+"""Usage that cannot be meant is refused in one line."""
 
 import pytest
 
-import dswag_command
 from dswag.cli import main
 from dswag.cli.options import parse
 
@@ -32,17 +27,3 @@ def test_a_setting_that_is_on_or_off_can_be_put_either_way_over_a_file(tmp_path)
     assert parse(["train", "--holdout", "0.1", "--calibrate"]).recipe().calibrate
     assert parse(on).recipe().calibrate
     assert not parse([*on, "--no-calibrate"]).recipe().calibrate
-
-
-def test_ctrl_c_while_pytorch_is_imported_is_one_line(tmp_path):
-    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
-    start = [sys.executable, "-c", "import sys, dswag_command; sys.exit(dswag_command.main())"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(start, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
-
-
-def test_the_command_is_that_of_the_package(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["dswag", "report"])
-    assert dswag_command.main() == 2
-    assert capsys.readouterr().err.startswith("error: report needs runs")

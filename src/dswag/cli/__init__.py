@@ -1,4 +1,4 @@
-"""The commands: `dswag train`, `evaluate`, `predict`, `report` and `collect`."""
+"""The commands: `dswag train`, `evaluate`, `predict`, `calibrate`, `report` and `collect`."""
 
 from dswag.cli.main import main
 

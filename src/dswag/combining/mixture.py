@@ -18,8 +18,8 @@ from dswag.tasks import Draws, Kind
 class MixturePosterior:
     """Σ w_c N(m_c, C_c), of the clients' posteriors.
 
-    `dswag.predict` and `predictive` take it for models without BatchNorm layers; for others, `dswag.ensemble` takes its
-    draws and has the clients refresh the statistics of each.
+    `dswag.predict` and `predictive` take it as they take a posterior; with BatchNorm layers each draw is an exchange of
+    its own with the clients.
 
     Args:
         components: the posteriors, over the same parameters.
