@@ -124,13 +124,13 @@ class GaussianPosterior:
         draws = self.mean.new_empty(n, len(self.mean))
         z2 = self.mean.new_empty(n, len(self.deviations))
         for row in range(n):
-            z2[row] = _normal(len(self.deviations), seed, first + row)
+            _fill_normal(z2[row], seed, first + row)
 
         def fill(_: None, block: int) -> None:
             start, stop = block * BLOCK, min((block + 1) * BLOCK, len(self.mean))
             for row in range(n):
                 if diagonal:
-                    draws[row, start:stop] = _normal(stop - start, seed, first + row, block)
+                    _fill_normal(draws[row, start:stop], seed, first + row, block)
             for begin in range(start, stop, CHUNK):
                 part = slice(begin, min(begin + CHUNK, stop))
                 self._finish(draws[:, part], part, diagonal, low_rank, z2)
@@ -346,6 +346,9 @@ class GaussianPosterior:
         return layout
 
 
-def _normal(size: int, *path: int) -> Tensor:
-    """Standard normal values [size], a function of the path alone."""
-    return torch.randn(size, generator=generator_for(*path), dtype=torch.float32)
+def _fill_normal(out: Tensor, *path: int) -> None:
+    """Fills a vector with standard normal values, a function of the path alone: of the CPU's generator, in float32."""
+    if out.dtype == torch.float32 and out.device.type == "cpu":
+        out.normal_(generator=generator_for(*path))
+    else:
+        out.copy_(torch.randn(len(out), generator=generator_for(*path), dtype=torch.float32))

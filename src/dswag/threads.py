@@ -31,12 +31,24 @@ def ordered_map(
 ) -> Generator[OutT, None, None]:
     """Yields `function(state, item)` for each item, in order; each of the states serves one thread at a time.
 
-    Results do not depend on the number of states: every call, also with a single state, runs on a thread of its own,
-    with `intra_op_threads` of PyTorch's and without the caller's `no_grad`, autocast or other modes of a thread. At
-    most two results a state are under way or waiting. When the caller stops early, or a call raises, `abort` is set for
-    the calls under way to see, the rest are dropped, and the threads are gone when control returns.
+    Results do not depend on the number of states: every call runs with `intra_op_threads` of PyTorch's and without the
+    caller's `no_grad`, inference mode or autocast. At most two results a state are under way or waiting. When the
+    caller stops early, or a call raises, `abort` is set for the calls under way to see, the rest are dropped, and the
+    threads are gone when control returns. A single state serves the caller's own thread: PyTorch's pool of intra-op
+    threads is at its best there, and several times slower in a second thread of a machine without cores to spare.
     """
     with computing_with(intra_op_threads):
+        if len(states) == 1:
+            try:
+                for item in items:
+                    with _own_modes():
+                        result = function(states[0], item)
+                    yield result
+            except BaseException:
+                if abort is not None:
+                    abort.set()
+                raise
+            return
         free: queue.SimpleQueue[StateT] = queue.SimpleQueue()
         for state in states:
             free.put(state)
@@ -61,6 +73,18 @@ def ordered_map(
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    """The modes that a new thread starts with."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""Measures DSWAG on MNIST with label skew, plain and calibrated: the table in docs/heterogeneous.md.
+
+Every class's examples are spread over ten clients by shares drawn from a Dirichlet distribution (Hsu, Qi & Brown 2019).
+
+    python tools/measure_label_skew.py --data-dir DIR [--alphas 100 0.3 0.1] [--seeds 0 1 2]
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dswag
+from dswag.data import datasets
+from dswag.evaluation.metrics import score
+from dswag.models import build
+
+CLIENTS, CLASSES, LEAST = 10, 10, 2
+
+
+def dirichlet(targets: Tensor, seed: int, alpha: float) -> list[Tensor]:
+    """The rows of each client; drawn again until every client has at least two."""
+    rng = np.random.default_rng(seed)
+    while True:
+        rows: list[list[int]] = [[] for _ in range(CLIENTS)]
+        for label in range(CLASSES):
+            of_class = rng.permutation(np.flatnonzero(targets.numpy() == label))
+            cuts = (rng.dirichlet([alpha] * CLIENTS).cumsum()[:-1] * len(of_class)).astype(int)
+            for client, part in zip(rows, np.split(of_class, cuts), strict=True):
+                client.extend(part.tolist())
+        if min(map(len, rows)) >= LEAST:
+            return [torch.tensor(client) for client in rows]
+
+
+def main() -> None:
+    """Prints a line for each skew: the mean over seeds of accuracy, NLL and ECE of each method, and what was fitted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--alphas", nargs="+", type=float, default=[100, 0.3, 0.1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments = parser.parse_args()
+    data = datasets.load("mnist", arguments.data_dir)
+    inputs, targets = data.test.inputs, data.test.targets
+    for alpha in arguments.alphas:
+        found, fits = [], []
+        for seed in arguments.seeds:
+            config = dswag.Config(clients=CLIENTS, seed=seed, holdout=0.1, explore_epochs=3, snapshots_per_cycle=3)
+            model = build("mlp", (1, 28, 28), CLASSES, mean=data.mean, std=data.std, seed=seed)
+            rows = dirichlet(data.train.targets, seed, alpha)
+            run = dswag.train(model, [data.train[part] for part in rows], config)
+            fitted = dswag.calibrate(run.engine, run.posterior, config)
+            fits.append((fitted.within_scale, fitted.between_scale, round(fitted.temperature, 2)))
+            predictions = [
+                dswag.ensemble(model, run.theta[None], inputs).probabilities,
+                *(dswag.predict(model, posterior, inputs) for posterior in (run.posterior, fitted)),
+            ]
+            scores = [score(probabilities, targets) for probabilities in predictions]
+            found.append([[s.accuracy, s.nll, s.ece_equal_mass] for s in scores])
+        means = torch.tensor(found).mean(0)
+        for method, (accuracy, nll, ece) in zip(("phase-1 model", "DSWAG", "calibrated"), means.tolist(), strict=True):
+            print(f"alpha {alpha:g}: {method:13} accuracy {accuracy:.4f}, NLL {nll:.4f}, ECE {ece:.4f}")
+        print(f"alpha {alpha:g}: within scale, between scale, temperature of each seed: {fits}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
