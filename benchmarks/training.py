@@ -27,7 +27,7 @@ from dswag.models import build
 from dswag.randomness import generator_for
 from dswag.tasks import ClientUpdate, TrainTask
 
-EXAMPLES = {"mlp": 12_000, "cnn": 3_000}
+EXAMPLES = {"mlp": 30_000, "cnn": 3_000}
 BATCH, RATE, MOMENTUM = 50, 0.05, 0.9
 MEAN, STD = (0.1307,), (0.3081,)
 
