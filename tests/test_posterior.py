@@ -10,8 +10,8 @@ from slow_reference import covariance
 from torch import nn
 
 from dswag import GaussianPosterior, Layout, PosteriorFileError
-from dswag.posterior import BLOCK, CHUNK
 from dswag.randomness import generator_for
+from dswag.sampling import BLOCK, CHUNK
 
 N = 40_000
 

@@ -7,7 +7,8 @@ from dswag.engines.in_process import InProcess
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior, PosteriorFileError
-from dswag.prediction import Predictive, Regression, ensemble, predict, predictive, regression
+from dswag.prediction import Predictive, ensemble, predict, predictive
+from dswag.regression import Regression, regression
 from dswag.scaling import calibrate
 from dswag.tasks import ClientError
 from dswag.training import Round, collect, evaluate, explore, synchronize

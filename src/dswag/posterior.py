@@ -13,19 +13,11 @@ from jaxtyping import Float, Float64
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dswag import density, posterior_file
+from dswag import density, posterior_file, sampling
 from dswag.files import replacing
 from dswag.parameters import Layout, Selection
 from dswag.posterior_file import PosteriorFileError as PosteriorFileError
-from dswag.randomness import generator_for
 from dswag.tasks import Draws, Kind
-from dswag.threads import computing_with, default_workers, ordered_map
-
-BLOCK = 1 << 17
-"""Elements of θ drawn from one generator: part of what a draw is a function of, so never changed."""
-
-CHUNK = 1 << 13
-"""Elements whose K columns stay in the processor's cache while several draws use them."""
 
 _TENSORS = ("mean", "variance", "deviations", "variance_within", "deviations_within")
 
@@ -121,28 +113,14 @@ class GaussianPosterior:
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
         diagonal, low_rank = self._weights(kind, scale)
-        draws = self.mean.new_empty(n, len(self.mean))
-        z2 = self.mean.new_empty(n, len(self.deviations))
-        for row in range(n):
-            _fill_normal(z2[row], seed, first + row)
 
-        def fill(_: None, block: int) -> None:
-            start, stop = block * BLOCK, min((block + 1) * BLOCK, len(self.mean))
-            for row in range(n):
-                if diagonal:
-                    _fill_normal(draws[row, start:stop], seed, first + row, block)
-            for begin in range(start, stop, CHUNK):
-                part = slice(begin, min(begin + CHUNK, stop))
-                self._finish(draws[:, part], part, diagonal, low_rank, z2)
+        def parts(part: slice) -> tuple[Tensor | None, Tensor | None]:
+            variance = self._combined(self.variance, self.variance_within, part, 1) if diagonal else None
+            columns = self._combined(self.deviations, self.deviations_within, part, 2) if low_rank else None
+            return None if variance is None else (diagonal * variance).sqrt_(), columns
 
-        blocks = range(math.ceil(len(self.mean) / BLOCK))
-        if len(blocks) == 1:  # not worth a pool
-            with computing_with(1):
-                fill(None, 0)
-        else:
-            for _ in ordered_map(fill, [None] * min(default_workers(), len(blocks)), blocks):
-                pass
-        return draws
+        weight, k = math.sqrt(low_rank), len(self.deviations)
+        return sampling.draw(self.mean, parts, k, weight=weight, seed=seed, first=first, n=n)
 
     def log_prob(
         self, theta: Float[Tensor, "*n d"], kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0
@@ -235,19 +213,6 @@ class GaussianPosterior:
         """What `sample` draws from, plus the floor."""
         sizes = None if self.layout is None else dict(zip(self.layout.names, self.layout.sizes, strict=True))
         return density.Gaussian(self.mean, partial(self.factors, kind, scale), floor, sizes)
-
-    def _finish(self, out: Tensor, part: slice, diagonal: float, low_rank: float, z2: Tensor) -> None:
-        """Turns rows of z₁ into rows of θ, in place, for one part of θ."""
-        mean = self.mean[part]
-        std = self._combined(self.variance, self.variance_within, part, 1).mul(diagonal).sqrt_() if diagonal else None
-        columns = self._combined(self.deviations, self.deviations_within, part, 2).T if low_rank else None
-        for row, values in enumerate(out):
-            if std is None:
-                values.copy_(mean)
-            else:
-                values.mul_(std).add_(mean)
-            if columns is not None:
-                torch.addmv(values, columns, z2[row], alpha=math.sqrt(low_rank), out=values)
 
     def _combined(self, whole: Tensor, within: Tensor | None, part: slice | Tensor, power: int) -> Tensor:
         """Variance (power 1) or columns (power 2) with their parts within and between clients scaled."""
@@ -344,11 +309,3 @@ class GaussianPosterior:
         layout = self.layout or Layout.of(module)
         layout.check(self.mean)
         return layout
-
-
-def _fill_normal(out: Tensor, *path: int) -> None:
-    """Fills a vector with standard normal values, a function of the path alone: of the CPU's generator, in float32."""
-    if out.dtype == torch.float32 and out.device.type == "cpu":
-        out.normal_(generator=generator_for(*path))
-    else:
-        out.copy_(torch.randn(len(out), generator=generator_for(*path), dtype=torch.float32))

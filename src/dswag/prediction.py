@@ -77,7 +77,7 @@ def predictive(
     Raises:
         ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
     """
-    members = _draws(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)  # l. 2-3
+    members = draws_of(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)  # l. 2-3
     return _average(model, members, inputs, batch_size).tempered(posterior.temperature)  # l. 1, 4-6
 
 
@@ -107,62 +107,11 @@ def ensemble(
     def payload(i: int) -> Payload:
         return {"theta": thetas[i], **statistics[i]}
 
-    return _average(model, _Members(layout or Layout.of(model), len(thetas), payload), inputs, batch_size)
+    return _average(model, Members(layout or Layout.of(model), len(thetas), payload), inputs, batch_size)
 
 
 @dataclass(frozen=True, eq=False)
-class Regression:
-    """The predictive mean and variance of each output, by the law of total variance."""
-
-    mean: Float[Tensor, "n ..."]
-    noise_variance: Float[Tensor, "n ..."]
-    """Mean variance of the targets around what the draws predict."""
-    model_variance: Float[Tensor, "n ..."]
-    """Variance of what the draws predict, divided by S."""
-
-    @property
-    def variance(self) -> Float[Tensor, "n ..."]:
-        """All of it: noise and model."""
-        return self.noise_variance + self.model_variance
-
-
-def regression(
-    model: nn.Module,
-    posterior: Posterior,
-    inputs: Tensor | Iterable[Any],
-    *,
-    noise: float | None = None,
-    samples: int = 30,
-    seed: int = 0,
-    kind: Kind | Literal["mean"] = "swag",
-    scale: float = 1.0,
-    engine: Engine | None = None,
-    batch_norm_examples: int | None = None,
-    batch_size: int = 128,
-) -> Regression:
-    """Algorithm 2 for a Gaussian likelihood: the mixture of the draws' predictions, by its mean and variance.
-
-    Takes what `predictive` takes, and `noise`, the variance of the targets around the model's outputs. A model that
-    predicts its own returns (means, variances), and needs none.
-
-    Raises:
-        ValueError: no noise variance from either side, or one that is negative; otherwise as `predictive`.
-    """
-    if noise is not None and not noise >= 0:
-        raise ValueError(f"noise is a variance and must be at least 0, got {noise}")
-    members = _draws(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)
-    mean = scatter = variance = torch.zeros((), dtype=torch.float64)
-    outputs = _outputs(model, members, inputs, batch_size, lambda output: _mean_and_noise(output, noise))
-    for count, (predicted, own_variance) in enumerate(outputs, start=1):
-        step = predicted - mean
-        mean = mean + step / count
-        scatter = scatter + step * (predicted - mean)
-        variance = variance + (own_variance - variance) / count
-    return Regression(mean.float(), variance.float(), (scatter / members.count).float())
-
-
-@dataclass(frozen=True, eq=False)
-class _Members:
+class Members:
     """Weights to predict with, each with the buffers that belong to them."""
 
     layout: Layout
@@ -170,7 +119,7 @@ class _Members:
     payload: Callable[[int], Payload]
 
 
-def _draws(
+def draws_of(
     model: nn.Module,
     posterior: Posterior,
     samples: int,
@@ -179,12 +128,12 @@ def _draws(
     scale: float,
     engine: Engine | None,
     batch_norm_examples: int | None,
-) -> _Members:
+) -> Members:
     """Lines 1 to 3: S draws, and their BatchNorm statistics; the mean is one draw that is known."""
     layout = _layout(model, posterior)
     if kind == "mean":
         (statistics,) = _refresh(model, {"theta": posterior.mean}, engine, batch_norm_examples)
-        return _Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics})
+        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics})
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
 
@@ -200,14 +149,14 @@ def _draws(
     def payload(i: int) -> Payload:
         return {"theta": draw(i), **refreshed[i]}  # l. 3
 
-    return _Members(layout, samples, payload)
+    return Members(layout, samples, payload)
 
 
-def _average(model: nn.Module, members: _Members, inputs: Tensor | Iterable[Any], batch_size: int) -> Predictive:
+def _average(model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], batch_size: int) -> Predictive:
     """Lines 4 to 6: mean probabilities and mean entropy over the members, added up in their order."""
     total = total_entropy = torch.zeros(())
     squares = torch.zeros((), dtype=torch.float64)
-    for (probabilities,) in _outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
+    for (probabilities,) in outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
         total = total + probabilities  # l. 4
         total_entropy = total_entropy + _entropy(probabilities)
         squares = squares + probabilities.double().square()
@@ -216,9 +165,9 @@ def _average(model: nn.Module, members: _Members, inputs: Tensor | Iterable[Any]
     return Predictive(mean, expected_entropy, (_entropy(mean) - expected_entropy).clamp_min(0), variance)  # l. 6
 
 
-def _outputs(
+def outputs(
     model: nn.Module,
-    members: _Members,
+    members: Members,
     inputs: Tensor | Iterable[Any],
     batch_size: int,
     read: Callable[[Any], tuple[Tensor, ...]],
@@ -281,19 +230,6 @@ def _probabilities(logits: Any) -> Float[Tensor, "b c"]:
         found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must return logits [b, c] to predict classes, got {found}")
     return logits.float().softmax(1)
-
-
-def _mean_and_noise(output: Any, noise: float | None) -> tuple[Tensor, Tensor]:
-    """Means and variances of the targets, as the model gives them or with the noise that is given."""
-    if isinstance(output, tuple | list) and len(output) == 2:
-        mean, variance = (part.double() for part in output)
-        if (variance < 0).any():
-            raise ValueError("the model returned negative variances: let it return (means, variances)")
-        return mean, variance
-    if noise is None:
-        raise ValueError("the model returns means alone: pass noise=..., the variance of the targets around them")
-    mean = output.double()
-    return mean, torch.full_like(mean, noise)
 
 
 def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:

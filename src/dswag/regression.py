@@ -1,0 +1,76 @@
+"""Algorithm 2 for regressions: predictive mean and variance under a Gaussian likelihood."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dswag.prediction import Posterior, draws_of, outputs
+from dswag.tasks import Engine, Kind
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """The predictive mean and variance of each output, by the law of total variance."""
+
+    mean: Float[Tensor, "n ..."]
+    noise_variance: Float[Tensor, "n ..."]
+    """Mean variance of the targets around what the draws predict."""
+    model_variance: Float[Tensor, "n ..."]
+    """Variance of what the draws predict, divided by S."""
+
+    @property
+    def variance(self) -> Float[Tensor, "n ..."]:
+        """All of it: noise and model."""
+        return self.noise_variance + self.model_variance
+
+
+def regression(
+    model: nn.Module,
+    posterior: Posterior,
+    inputs: Tensor | Iterable[Any],
+    *,
+    noise: float | None = None,
+    samples: int = 30,
+    seed: int = 0,
+    kind: Kind | Literal["mean"] = "swag",
+    scale: float = 1.0,
+    engine: Engine | None = None,
+    batch_norm_examples: int | None = None,
+    batch_size: int = 128,
+) -> Regression:
+    """Algorithm 2 for a Gaussian likelihood: the mixture of the draws' predictions, by its mean and variance.
+
+    Takes what `predictive` takes, and `noise`, the variance of the targets around the model's outputs. A model that
+    predicts its own returns (means, variances), and needs none.
+
+    Raises:
+        ValueError: no noise variance from either side, or one that is negative; otherwise as `predictive`.
+    """
+    if noise is not None and not noise >= 0:
+        raise ValueError(f"noise is a variance and must be at least 0, got {noise}")
+    members = draws_of(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)
+    mean = scatter = variance = torch.zeros((), dtype=torch.float64)
+    predictions = outputs(model, members, inputs, batch_size, lambda output: _mean_and_noise(output, noise))
+    for count, (predicted, own_variance) in enumerate(predictions, start=1):
+        step = predicted - mean
+        mean = mean + step / count
+        scatter = scatter + step * (predicted - mean)
+        variance = variance + (own_variance - variance) / count
+    return Regression(mean.float(), variance.float(), (scatter / members.count).float())
+
+
+def _mean_and_noise(output: Any, noise: float | None) -> tuple[Tensor, Tensor]:
+    """Means and variances of the targets, as the model gives them or with the noise that is given."""
+    if isinstance(output, tuple | list) and len(output) == 2:
+        mean, variance = (part.double() for part in output)
+        if (variance < 0).any():
+            raise ValueError("the model returned negative variances: let it return (means, variances)")
+        return mean, variance
+    if noise is None:
+        raise ValueError("the model returns means alone: pass noise=..., the variance of the targets around them")
+    mean = output.double()
+    return mean, torch.full_like(mean, noise)
