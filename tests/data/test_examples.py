@@ -215,3 +215,25 @@ def test_data_of_the_user_own_form_are_taken_as_they_are():
 
     own = Own()
     assert client_data(own) is own
+
+
+class Noisy(Dataset):
+    """Adds noise from the global generator, as transforms do."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)]) + torch.rand(1), index % 2
+
+
+@pytest.mark.parametrize("data", [Noisy(), DataLoader(Noisy(), batch_size=5, shuffle=True)])
+def test_what_a_data_set_draws_is_decided_by_the_seed(data):
+    state = torch.get_rng_state()
+    one, again, other = (
+        torch.cat([x for x, _ in client_data(data).batches(4, generator=torch.Generator().manual_seed(seed))])
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one.sort(0).values, other.sort(0).values)
+    assert torch.equal(torch.get_rng_state(), state)

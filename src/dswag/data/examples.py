@@ -10,6 +10,8 @@ from jaxtyping import Shaped
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
+from dswag.randomness import DrawFrom
+
 Batch = tuple[Any, Tensor]
 """Inputs, in whatever form the model's forward takes as its one argument, and targets [b, ...]."""
 
@@ -92,8 +94,9 @@ class Examples:
 class LoaderExamples:
     """Examples that come out of a `Dataset` or a `DataLoader` one by one; batches keep the loader's size if it has one.
 
-    The order comes from our generator instead of the global one, so that a run can be repeated. A loader that samples
-    in its own way (a sampler, a batch sampler, with replacement) is iterated as it is: its owner sees to its seed.
+    The order, and what the data set itself draws with PyTorch, come from our generator instead of the global one, so
+    that a run can be repeated; worker processes are seeded by the loader. A loader that samples in its own way (a
+    sampler, a batch sampler, with replacement) is iterated as it is: its owner sees to its seed.
 
     Raises:
         TypeError: a data set without a length, or batches that are not (inputs, targets).
@@ -123,7 +126,7 @@ class LoaderExamples:
 
     def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
         """One pass over the data set, through the user's loader where there is one."""
-        for batch in self._loader(batch_size, generator):
+        for batch in _drawing_from(generator, self._loader(batch_size, generator)):
             if not isinstance(batch, Sequence) or len(batch) != 2:
                 raise TypeError(
                     f"a batch must be (inputs, targets), got {type(batch).__name__}: wrap your data set so that it is"
@@ -153,6 +156,20 @@ class LoaderExamples:
             multiprocessing_context=given.multiprocessing_context,
             prefetch_factor=given.prefetch_factor,
         )
+
+
+def _drawing_from(generator: Generator | None, loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches, each fetched with the random operations of its transforms drawing from the generator."""
+    if generator is None or loader.num_workers:
+        yield from loader
+        return
+    batches = iter(loader)
+    while True:
+        with DrawFrom(generator):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def client_data(data: Any) -> ClientData:
