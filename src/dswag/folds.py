@@ -66,8 +66,10 @@ class Tally:
     def _take(self, num_examples: int, loss_sum: float, num_correct: int | None) -> None:
         self._num_examples += num_examples
         self._loss_sum += loss_sum
-        both_known = self._num_correct is not None and num_correct is not None
-        self._num_correct = self._num_correct + num_correct if both_known else None  # type: ignore[operator]
+        if self._num_correct is None or num_correct is None:
+            self._num_correct = None
+        else:
+            self._num_correct += num_correct
 
 
 FirstT = TypeVar("FirstT")
