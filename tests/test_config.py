@@ -21,12 +21,14 @@ COUNTS = (
     "samples",
 )
 RATES = ("learning_rate", "final_learning_rate", "explore_learning_rate", "explore_final_learning_rate")
-FLOATS = (*RATES, "stop_accuracy", "momentum", "weight_decay", "scale", "holdout")
-SHARES = ("clients_per_round", "explorers")
+OTHER_RATES = ("server_learning_rate", "server_epsilon", "clip_gradient", "client_time_limit")
+MOMENTA = ("momentum", "server_momentum", "server_second_momentum")
+FLOATS = (*RATES, *OTHER_RATES, *MOMENTA, "stop_accuracy", "weight_decay", "proximal", "scale", "holdout")
+SHARES = ("clients_per_round", "explorers", "min_clients")
 
 BAD = [
     *((name, value) for name in COUNTS for value in (0, -1, 1.0, 2.5, True, "3", None, math.nan)),
-    *((name, value) for name in RATES for value in (0, 0.0, -0.1)),
+    *((name, value) for name in (*RATES, *OTHER_RATES) for value in (0, 0.0, -0.1)),
     *((name, value) for name in FLOATS for value in (math.nan, math.inf, -math.inf, "0.1", True, [0.1])),
     *((name, None) for name in ("learning_rate", "momentum", "weight_decay", "scale")),
     *((name, value) for name in SHARES for value in (0, -1, 11, 0.0, -0.5, 1.5, math.nan, math.inf, True, "3", None)),
@@ -34,12 +36,18 @@ BAD = [
     *(("rank", value) for value in (1, -1, 2.0, True, "20")),
     *(("batch_norm_examples", value) for value in (0, 1, -5, 100.0, True, "all")),
     *(("stop_accuracy", value) for value in (0, 0.0, 1.01, 97)),
-    *(("momentum", value) for value in (1, 1.0, -0.1)),
+    *((name, value) for name in MOMENTA for value in (1, 1.0, -0.1)),
     *(("weight_decay", value) for value in (-1e-4,)),
     *(("scale", value) for value in (-1.0,)),
     *(("holdout", value) for value in (1.0, 1, -0.1, None)),
     *(("calibrate", value) for value in (True, 1, "yes", None)),  # True alone: nothing is held out
     *(("aggregation", value) for value in ("median", "Mean", 0, None)),
+    *(("server_optimizer", value) for value in ("fedadam", "Adam", None)),
+    *(("optimizer", value) for value in ("adam", "SGD", None)),
+    *(("nesterov", value) for value in (1, "yes", None)),
+    *(("proximal", value) for value in (-0.1, None)),
+    *(("on_failure", value) for value in ("ignore", None)),
+    *(("upload", value) for value in ("float16", "bf16", None)),
     *(("precision", value) for value in ("float16", "bf16", 32)),
     *(("centering", value) for value in ("none", "Final", None)),
 ]
@@ -76,6 +84,8 @@ def test_every_setting_has_bad_values_here():
         ({"learning_rate": math.nan}, r"learning_rate: .*finite number, got nan"),
         ({"learning_rate": "0.1"}, r"learning_rate: .*valid number, got '0\.1'"),
         ({"aggregation": "median"}, r"aggregation: Input should be 'mean' or 'weighted-mean', got 'median'"),
+        ({"optimizer": "adamw", "nesterov": True}, r"nesterov is a form of SGD's momentum: use optimizer sgd"),
+        ({"momentum": 0.0, "nesterov": True}, r"nesterov is a form of SGD's momentum: .* a momentum above 0"),
         ({"learnin_rate": 0.1}, r"unknown setting learnin_rate"),
         ({"phase1": {"rounds": 3}}, r"unknown setting phase1"),
     ],
@@ -156,7 +166,7 @@ def test_every_config_survives_a_file(tmp_path_factory, config):
 def test_settings_without_a_value_are_left_out_of_the_file(tmp_path):
     Config().to_toml(tmp_path / "config.toml")
     text = (tmp_path / "config.toml").read_text()
-    absent = {"final_learning_rate", "stop_accuracy", "batch_norm_examples"}
+    absent = {"final_learning_rate", "stop_accuracy", "clip_gradient", "client_time_limit", "batch_norm_examples"}
     written = {line.split(" = ")[0] for line in text.splitlines()}
     assert written == {field.name for field in dataclasses.fields(Config)} - absent
 

@@ -13,6 +13,7 @@ from dswag import (
     InProcess,
     Layout,
     Moments,
+    Server,
     collect,
     ensemble,
     explore,
@@ -216,9 +217,9 @@ def test_the_algorithm_runs_on_a_part_of_the_parameters(make_model, make_clients
     theta = layout.flatten(model)
     config = Config(clients=3, rounds=2, explore_epochs=2)
     before = deepcopy(model.state_dict())
-    for round in synchronize(engine, theta, config):
+    for round in synchronize(engine, Server(theta), config):
         theta = round.theta
-    posterior = explore(engine, theta, config, collect(theta, config, layout)).posterior()
+    posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.posterior()
     assert len(posterior.mean) == 18
     assert (posterior.variance > 0).all()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -233,8 +234,8 @@ def test_training_a_part_moves_it_as_if_the_rest_were_frozen(make_model, make_cl
     frozen[0].requires_grad_(False)
     config, layout = Config(clients=3, rounds=1), Layout.of(model, only=HEAD)
     theta = layout.flatten(model)
-    (part,) = synchronize(InProcess(model, clients, layout=layout), theta, config)
-    (expected,) = synchronize(InProcess(frozen, clients), theta, config)
+    (part,) = synchronize(InProcess(model, clients, layout=layout), Server(theta), config)
+    (expected,) = synchronize(InProcess(frozen, clients), Server(theta), config)
     assert torch.equal(part.theta, expected.theta)
     assert not torch.equal(part.theta, theta)
 

@@ -12,7 +12,7 @@ from slow_reference import (
     two_pass_moments,
 )
 
-from dswag import ClientError, Config, InProcess, Layout, collect, evaluate, explore, synchronize, train
+from dswag import ClientError, Config, InProcess, Layout, Server, collect, evaluate, explore, synchronize, train
 from dswag.cohorts import sample_clients
 from dswag.folds import Snapshots
 from dswag.randomness import derive_seed
@@ -144,13 +144,13 @@ def test_the_parts_make_the_whole(make_model, make_clients):
     config, model, clients = Config(**SETTINGS), make_model(), make_clients(SIZES)
     whole = train(model, clients, config)
     engine, theta = InProcess(model, clients), Layout.of(model).flatten(model)
-    for round in synchronize(engine, theta, config):
+    for round in synchronize(engine, Server(theta), config):
         theta = round.theta
         if round.number == 2:
             break
-    for round in synchronize(engine, theta, config, start=2):
-        theta = round.theta
-    posterior = explore(engine, theta, config, collect(theta, config)).posterior()
+    for rest in synchronize(engine, round.server, config):
+        theta = rest.theta
+    posterior = explore(engine, theta, config, collect(theta, config)).fold.posterior()
     assert all(torch.equal(a, b) for a, b in zip((theta, *posterior.tensors().values()), bits(whole), strict=True))
 
 
@@ -203,8 +203,8 @@ def test_history_tells_the_mean_training_loss(make_model, make_clients):
 def test_every_snapshot_can_be_kept_beside_the_moments(make_model, make_clients):
     config, model, clients = Config(**SETTINGS), make_model(), make_clients(SIZES)
     theta = Layout.of(model).flatten(model)
-    thetas = explore(InProcess(model, clients), theta, config, Snapshots()).result()
-    moments = explore(InProcess(model, clients), theta, config, collect(theta, config))
+    thetas = explore(InProcess(model, clients), theta, config, Snapshots()).fold.result()
+    moments = explore(InProcess(model, clients), theta, config, collect(theta, config)).fold
     assert thetas.shape == (12, len(theta))
     mean, _ = two_pass_moments(list(thetas))
     assert torch.equal(moments.posterior().mean, mean.float())

@@ -4,12 +4,14 @@ from dswag.api import Run, train
 from dswag.batch_norm import update as update_batch_norm
 from dswag.config import Config, ConfigError
 from dswag.engines.in_process import InProcess
+from dswag.exchange import TooFewClientsError
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior, PosteriorFileError
 from dswag.prediction import Predictive, ensemble, predict, predictive
 from dswag.regression import Regression, regression
 from dswag.scaling import calibrate
+from dswag.server import Server
 from dswag.tasks import ClientError
 from dswag.training import Round, collect, evaluate, explore, synchronize
 
@@ -26,6 +28,8 @@ __all__ = [
     "Regression",
     "Round",
     "Run",
+    "Server",
+    "TooFewClientsError",
     "calibrate",
     "collect",
     "ensemble",

@@ -14,6 +14,7 @@ from dswag.local import Loss
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.scaling import calibrate
+from dswag.server import Server
 from dswag.tasks import Engine
 from dswag.training import Round, collect, explore, synchronize
 
@@ -61,10 +62,9 @@ def train(
         )
     layout = Layout.of(model)
     theta = layout.flatten(model)
-    history = tuple(synchronize(engine, theta, config))
+    history = tuple(synchronize(engine, Server(theta), config))
     theta = history[-1].theta
-    moments = explore(engine, theta, config, collect(theta, config, layout))
-    posterior = moments.posterior()
+    posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.posterior()
     if config.calibrate:
         posterior = calibrate(engine, posterior, config)
     return Run(config, theta, posterior, history, engine)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dswag.exchange import exchange
 from dswag.randomness import derive_seed
 from dswag.tasks import Draws, Engine, LayerStatistics, Part, Payload, StatisticsResult, StatisticsTask
 
@@ -34,10 +35,12 @@ def refresh(
     max_examples: int | None = None,
     draws: tuple[Draws, ...] = (),
     part: Part | None = None,
+    minimum: int | None = None,
 ) -> tuple[dict[str, Tensor], ...]:
     """For the payload's θ, or each draw from its posterior, the running statistics over all clients by buffer name.
 
-    One exchange, however many draws. Each client passes at most `max_examples`, rounded up to whole batches.
+    One exchange, however many draws. Each client passes at most `max_examples`, rounded up to whole batches. All
+    clients must answer, or at least `minimum`.
     """
     tasks = [
         StatisticsTask(
@@ -52,7 +55,7 @@ def refresh(
         )
         for client in range(engine.num_clients)
     ]
-    return engine.reduce(payload, tasks, PooledStatistics()).result()
+    return exchange(engine, payload, tasks, PooledStatistics(), minimum=minimum).fold.result()
 
 
 def collect(module: nn.Module, batches: Iterable[Any]) -> dict[str, LayerStatistics]:

@@ -1,7 +1,7 @@
 """The settings of a run, checked when made; the paper's symbols stand in the descriptions."""
 
 import tomllib
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from dswag.cohorts import cohort_size
 from dswag.files import write_text
-from dswag.tasks import Part
+from dswag.tasks import ClientUpdate, Part
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -43,6 +43,17 @@ class Config:
     """Phase 1: the learning rate falls linearly to this one in the last round; it is constant if not given."""
     aggregation: Literal["mean", "weighted-mean"] = "mean"
     """Phase 1: the server's Update (line 12); "weighted-mean" weighs clients by their number of examples."""
+    server_optimizer: Literal["plain", "momentum", "adagrad", "yogi", "adam"] = "plain"
+    """Server update: what the server does with the step from θ to the clients' aggregate."""
+    server_learning_rate: Rate = 1.0
+    """Server update: learning rate (η); the adaptive optimizers want a small one, such as 0.01."""
+    server_momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.9
+    """Server update: momentum (β₁)."""
+    server_second_momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.99
+    """Server update: momentum of the second moment of "yogi" and "adam" (β₂)."""
+    server_epsilon: Rate = 1e-3
+    """Server update: adaptivity of the adaptive optimizers (τ)."""
+
     stop_accuracy: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
     """Phase 1: ends early once the accuracy on the clients' own data reaches this (Section 6.1)."""
 
@@ -61,10 +72,18 @@ class Config:
 
     batch_size: Count = 50
     """Client update: most examples in a minibatch; the batches of an epoch differ in size by at most one."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Client update: the optimizer, its state empty at the start of every task."""
     momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.9
-    """Client update: momentum of SGD, from zero at the start of every task."""
+    """Client update: momentum of SGD, β₁ of AdamW."""
+    nesterov: Annotated[bool, Field(strict=True)] = False
+    """Client update: Nesterov's momentum in SGD."""
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 1e-4
-    """Client update: weight decay of SGD."""
+    """Client update: weight decay, decoupled in AdamW."""
+    proximal: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
+    """Client update: weight of FedProx's proximal term (μ), which holds clients near the θ they start from."""
+    clip_gradient: Rate | None = None
+    """Client update: largest norm of a minibatch's gradient; no limit if not given."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Client update: "bfloat16" runs forward and backward under autocast; weights stay float32."""
 
@@ -80,6 +99,15 @@ class Config:
     batch_norm_examples: Annotated[int, Field(ge=2, strict=True)] | None = None
     """Algorithm 2: examples of each client in each BatchNorm refresh, rounded up to batches; all if not given."""
 
+    on_failure: Literal["fail", "skip"] = "fail"
+    """Faults: what happens when a client fails: the run stops, or goes on with those that answered."""
+    min_clients: Share = 0.5
+    """Faults: share of the clients of each exchange that must answer, where failing ones are skipped."""
+    client_time_limit: Rate | None = None
+    """Faults: seconds of training after which a client has failed; no limit if not given."""
+    upload: Literal["float32", "bfloat16"] = "float32"
+    """Communication: "bfloat16" sends weights back as differences to θ, in half the bytes."""
+
     holdout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     """Calibration: fraction of each client's examples that training does not see."""
     calibrate: Annotated[bool, Field(strict=True)] = False
@@ -88,7 +116,7 @@ class Config:
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         faults = []
-        for name in ("clients_per_round", "explorers"):
+        for name in ("clients_per_round", "explorers", "min_clients"):
             try:
                 cohort_size(getattr(self, name), self.clients)
             except ValueError as error:
@@ -103,6 +131,8 @@ class Config:
             faults.append(
                 f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
             )
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            faults.append("nesterov is a form of SGD's momentum: use optimizer sgd and a momentum above 0")
         if self.calibrate and not self.holdout:
             faults.append("calibrate needs examples that training does not see: set holdout, such as 0.1")
         if self.rank == 1:
@@ -121,6 +151,18 @@ class Config:
     def training_part(self) -> Part | None:
         """Which of a client's examples training sees; all where none are held out."""
         return Part(fraction=self.holdout, seed=self.seed, held_out=False) if self.holdout else None
+
+    @property
+    def client_update(self) -> ClientUpdate:
+        """How clients train."""
+        return ClientUpdate(**{field.name: getattr(self, field.name) for field in fields(ClientUpdate)})
+
+    def enough_of(self, clients: int) -> int | None:
+        """How many of so many clients must answer; None where all must."""
+        if self.on_failure == "fail":
+            return None
+        share = self.min_clients
+        return min(share, clients) if isinstance(share, int) else cohort_size(share, clients)
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Self:

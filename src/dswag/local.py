@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from copy import deepcopy
@@ -53,6 +54,7 @@ class Workspace:
         self.loss = loss
         self.device = self.theta.device
         self.abort = threading.Event()
+        self.deadline = math.inf
         self.draws_randomly = True  # until a first batch shows that no layer does
         self._buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
@@ -68,6 +70,13 @@ class Workspace:
         """The model's buffers that a payload may set."""
         return tuple(self._buffers)
 
+    def check_time(self, task: Task, *, epoch: int | None = None) -> None:
+        """Raises ClientError when the run was stopped, or the task's time is over."""
+        if self.abort.is_set():
+            raise ClientError(task, "the run was stopped", epoch=epoch)
+        if time.monotonic() > self.deadline:
+            raise ClientError(task, f"it took longer than its time limit of {task.time_limit:g} s", epoch=epoch)
+
     def place(self, inputs: Any) -> Any:
         """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
         return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
@@ -81,6 +90,7 @@ def run(
     Raises:
         ClientError: whatever went wrong, with client, occasion and cause.
     """
+    workspace.deadline = math.inf if task.time_limit is None else time.monotonic() + task.time_limit
     try:
         data = _part(data, task)
         match task:
@@ -106,13 +116,13 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     workspace.module.train()
     generator = torch.Generator().manual_seed(task.seed)
     step = _Step(task.update, workspace, generator)
+    start = workspace.theta.clone() if task.upload == "bfloat16" else None
     snapshots = []
     loss = math.nan
     for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
         loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
         for inputs, targets in data.batches(task.update.batch_size, generator=generator, augment=True):
-            if workspace.abort.is_set():
-                raise ClientError(task, "the run was stopped", epoch=epoch)
+            workspace.check_time(task, epoch=epoch)
             loss_sum += len(targets) * step(inputs, targets, rate)  # l. 8-9, 20-21
             num_seen += len(targets)
         loss = float(loss_sum) / num_seen
@@ -120,21 +130,22 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
             cause = f"loss is {loss:g}" if not math.isfinite(loss) else "weights are not finite"
             raise ClientError(task, f"{cause} (learning rate {rate:g})", epoch=epoch)
         if epoch in task.snapshots:
-            snapshots.append(workspace.theta.clone())
+            theta = workspace.theta
+            snapshots.append(theta.clone() if start is None else (theta - start).bfloat16())
     return TrainResult(
         index=task.index, client=task.client, thetas=torch.stack(snapshots), num_examples=data.num_examples, loss=loss
     )
 
 
 class _Step:
-    """One step of SGD on the flat θ from one minibatch, in place; keeps the momentum."""
+    """One step of the optimizer on the flat θ from one minibatch, in place; keeps the optimizer's state."""
 
     def __init__(self, update: ClientUpdate, workspace: Workspace, generator: torch.Generator) -> None:
-        theta = nn.Parameter(workspace.theta)
-        theta.grad = workspace.gradient
-        self.optimizer = torch.optim.SGD(
-            [theta], momentum=update.momentum, weight_decay=update.weight_decay, fused=True
-        )
+        self.theta = nn.Parameter(workspace.theta)
+        self.theta.grad = workspace.gradient
+        self.optimizer = _optimizer(update, self.theta)
+        self.update = update
+        self.start = workspace.theta.clone() if update.proximal else None
         self.autocast = update.precision == "bfloat16"
         self.workspace = workspace
         self.randomness = DrawFrom(generator)
@@ -151,9 +162,26 @@ class _Step:
             loss = workspace.loss(workspace.module(workspace.place(inputs)), targets)
         workspace.draws_randomly = self.randomness.used
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.start is not None:
+            workspace.gradient.add_(workspace.theta, alpha=self.update.proximal)
+            workspace.gradient.sub_(self.start, alpha=self.update.proximal)
+        if self.update.clip_gradient is not None:
+            nn.utils.clip_grad_norm_(self.theta, self.update.clip_gradient)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         return loss.detach()
+
+
+def _optimizer(update: ClientUpdate, theta: nn.Parameter) -> torch.optim.Optimizer:
+    if update.optimizer == "adamw":
+        return torch.optim.AdamW([theta], betas=(update.momentum, 0.999), weight_decay=update.weight_decay, fused=True)
+    return torch.optim.SGD(
+        [theta],
+        momentum=update.momentum,
+        nesterov=update.nesterov,
+        weight_decay=update.weight_decay,
+        fused=True,
+    )
 
 
 def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspace: Workspace) -> StatisticsResult:
@@ -163,6 +191,7 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
         num_seen = 0
         generator = torch.Generator().manual_seed(task.seed)
         for batch, targets in data.batches(task.batch_size, generator=generator):
+            workspace.check_time(task)
             yield workspace.place(batch)
             num_seen += len(targets)
             if task.max_examples is not None and num_seen >= task.max_examples:
@@ -189,6 +218,7 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
     classifies = True
     with torch.no_grad():
         for inputs, targets in data.batches(task.batch_size):
+            workspace.check_time(task)
             targets = targets.to(workspace.device)
             outputs = workspace.module(workspace.place(inputs))
             loss_sum += len(targets) * float(workspace.loss(outputs, targets))
@@ -224,6 +254,7 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
     for group, draws in enumerate(task.draws):
         total = torch.zeros(())
         for theta in _thetas((draws,), payload):
+            workspace.check_time(task)
             workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
             with torch.inference_mode():
                 outputs = [workspace.module(workspace.place(inputs)).double().softmax(1) for inputs, _ in batches]

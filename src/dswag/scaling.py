@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dswag import batch_norm
 from dswag.config import Config
+from dswag.exchange import exchange
 from dswag.posterior import GaussianPosterior
 from dswag.randomness import derive_seed
 from dswag.tasks import CalibrateResult, CalibrateTask, Engine, Part
@@ -49,6 +50,7 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
     ]
     seed = derive_seed(config.seed, 4)
     draws = tuple(candidate.draws(seed, DRAWS) for candidate in candidates)
+    enough = config.enough_of(engine.num_clients)
     statistics = batch_norm.refresh(
         engine,
         posterior.tensors(),
@@ -56,6 +58,7 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
         max_examples=config.batch_norm_examples,
         draws=draws,
         part=config.training_part,
+        minimum=enough,
     )
     buffers = {name: torch.stack([of_draw[name] for of_draw in statistics]) for name in statistics[0]}
     tasks = [
@@ -70,7 +73,8 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
         )
         for client in range(engine.num_clients)
     ]
-    gains = engine.reduce({**posterior.tensors(), **buffers}, tasks, SummedGains()).result()
+    payload = {**posterior.tensors(), **buffers}
+    gains = exchange(engine, payload, tasks, SummedGains(), minimum=enough).fold.result()
     group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
     hotter = _best(gains.sums[group], gains.squares[group], gains.num_examples)
     return replace(candidates[group], temperature=TEMPERATURES[hotter])

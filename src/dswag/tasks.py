@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 from jaxtyping import Float, Float64
 from torch import Tensor
@@ -19,8 +19,15 @@ class ClientUpdate:
     """How a client turns minibatch gradients into steps (Algorithm 1, lines 8-9 and 20-21)."""
 
     batch_size: int
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0
+    """Of SGD; β₁ of AdamW."""
+    nesterov: bool = False
     weight_decay: float = 0.0
+    proximal: float = 0.0
+    """μ of the term μ/2 ‖θ - payload's θ‖² that is added to the loss (FedProx, Li et al. 2020)."""
+    clip_gradient: float | None = None
+    """Largest norm of a minibatch's gradient, the proximal term's included; longer ones are shortened to it."""
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -58,6 +65,8 @@ class Task:
     """What it is for, as errors name it, such as "round 3"."""
     part: Part | None = None
     """Which of the client's examples it is about; all if None."""
+    time_limit: float | None = None
+    """Seconds after which the client gives up; none if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +79,8 @@ class TrainTask(Task):
     """Numbers of finished epochs, ascending, after which θ is taken."""
     seed: int
     update: ClientUpdate
+    upload: Literal["float32", "bfloat16"] = "float32"
+    """How the snapshots come back: as they are, or as bfloat16 differences to the payload's θ, in half the bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +116,19 @@ class CalibrateTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a client answers to a `TrainTask`."""
+class Result:
+    """What a client answers to a task."""
 
     index: int
     client: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(Result):
+    """What a client answers to a `TrainTask`."""
+
     thetas: Float[Tensor, "s d"]
+    """The snapshots, in the form that the task's `upload` names."""
     num_examples: int
     loss: float
     """Mean training loss of the last local epoch."""
@@ -126,20 +144,16 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StatisticsResult:
+class StatisticsResult(Result):
     """What a client answers to a `StatisticsTask`: for each draw, each layer's statistics by the layer's name."""
 
-    index: int
-    client: int
     statistics: tuple[Mapping[str, LayerStatistics], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateResult:
+class EvaluateResult(Result):
     """What a client answers to an `EvaluateTask`: sums over its examples."""
 
-    index: int
-    client: int
     num_examples: int
     loss_sum: float
     num_correct: int | None
@@ -147,11 +161,9 @@ class EvaluateResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateResult:
+class CalibrateResult(Result):
     """What a client answers to a `CalibrateTask`: sums over its examples, by group of draws and temperature."""
 
-    index: int
-    client: int
     num_examples: int
     gains: Float64[Tensor, "g t"]
     """How much lower the negative log likelihood is than the reference's.
@@ -186,6 +198,42 @@ class Fold(Protocol[ResultT, OutcomeT]):
 FoldT = TypeVar("FoldT", bound=Fold[Any, Any])
 
 
+@runtime_checkable
+class TolerantFold(Protocol):
+    """A fold that is told of clients that fail, instead of the exchange ending there."""
+
+    def miss(self, error: "ClientError") -> None:
+        """Take note that this task has no result; raising the error ends the exchange."""
+
+
+@runtime_checkable
+class PortableFold(Protocol):
+    """A fold whose content can cross to another process: what engines over several processes need."""
+
+    def empty(self) -> Self:
+        """A fold of the same kind and settings that has taken in nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was taken in, as tensors by name, numbers too."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Becomes, in place, the fold of the same kind and settings whose `state` this is."""
+
+
+def deliver(fold: Fold[Any, Any], answer: "Result | ClientError") -> None:
+    """Hands a client's answer to the fold, which every engine does with this: a failure ends an intolerant fold.
+
+    Raises:
+        ClientError: the answer, where the fold does not tolerate it.
+    """
+    if not isinstance(answer, ClientError):
+        fold.add(answer)
+    elif isinstance(fold, TolerantFold):
+        fold.miss(answer)
+    else:
+        raise answer
+
+
 class Engine(Protocol):
     """Where clients run. An engine knows nothing of the algorithm."""
 
@@ -199,9 +247,12 @@ class Engine(Protocol):
         The payload is read, never written. The same payload and tasks give the same answers, bit for bit, on one type
         of machine, whatever runs beside them.
 
+        A client that fails is handed to the fold by `deliver`.
+
         Raises:
             ValueError: no tasks, or a client that does not exist.
-            ClientError: a client failed; it is named, with the occasion and the cause.
+            ClientError: a client failed, and the fold does not tolerate it; it is named, with the occasion and the
+                cause.
         """
 
 
@@ -212,4 +263,5 @@ class ClientError(RuntimeError):
         when = task.occasion if epoch is None else f"{task.occasion}, epoch {epoch}"
         super().__init__(f"client {task.client} failed in {when}: {cause}")
         self.task = task
+        self.cause = cause
         self.epoch = epoch

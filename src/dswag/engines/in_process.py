@@ -11,7 +11,7 @@ from torch import nn
 from dswag import local
 from dswag.data.examples import client_data
 from dswag.parameters import Layout
-from dswag.tasks import FoldT, Payload, Task
+from dswag.tasks import ClientError, FoldT, Payload, Result, Task, deliver
 from dswag.threads import default_workers, ordered_map
 
 
@@ -68,14 +68,17 @@ class InProcess:
             raise ValueError(f"clients are numbered 0 to {self.num_clients - 1}, got tasks for {unknown}")
         abort = threading.Event()
 
-        def answer(workspace: local.Workspace, task: Task) -> Any:
+        def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:
             workspace.abort = abort
-            return local.run(task, payload, self._clients[task.client], workspace)
+            try:
+                return local.run(task, payload, self._clients[task.client], workspace)
+            except ClientError as error:
+                return error
 
         answers = ordered_map(answer, self._workspaces, tasks, abort=abort, intra_op_threads=self._intra_op_threads)
         with closing(answers):  # when the fold raises, workers stop now and not when its traceback is forgotten
             for result in answers:
-                fold.add(result)
+                deliver(fold, result)
         return fold
 
 

@@ -21,6 +21,7 @@ from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.run_folder import Checkpoint, RoundRecord, RunFolder
 from dswag.scaling import calibrate
+from dswag.server import Server
 from dswag.tasks import Fold, TrainResult
 from dswag.threads import default_workers
 from dswag.training import collect, evaluate, explore, synchronize
@@ -94,7 +95,7 @@ def _rounds(experiment: Experiment, theta: Float[Tensor, "d"]) -> Iterator[tuple
     Models with BatchNorm have no test accuracy here: their statistics would need all clients' data in every round.
     """
     test = None if batch_norm.layers(experiment.model) else _test_engine(experiment)
-    rounds = synchronize(experiment.engine, theta, experiment.recipe)
+    rounds = synchronize(experiment.engine, Server(theta), experiment.recipe)
     while True:
         started = perf_counter()
         done = next(rounds, None)
@@ -118,7 +119,7 @@ def _explore(
     both: Both[TrainResult, GaussianPosterior, Tensor] = Both(collect(theta, recipe, layout), snapshots)
     fold = _Watched(both, explored)
     try:
-        posterior, thetas = explore(experiment.engine, theta, recipe, fold).result()
+        posterior, thetas = explore(experiment.engine, theta, recipe, fold).fold.result()
     except KeyboardInterrupt:
         # The interrupt may have come in the middle of an addition to the moments, never of one to the list.
         thetas = snapshots.result() if fold.count else theta.new_empty(0, layout.d)

@@ -1,0 +1,56 @@
+"""What the server does with the clients' aggregate: its Update (Algorithm 1, line 12).
+
+The step from θ_t to the aggregate is taken as a gradient by an optimizer of the server's own (Reddi et al. 2021,
+"Adaptive Federated Optimization", Algorithm 2). Plain, at a rate of 1, θ_{t+1} is the aggregate itself, the paper's.
+"""
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dswag.config import Config
+
+
+@dataclass(frozen=True, eq=False)
+class Server:
+    """Where phase 1 stands: all that the next round is a function of, beside the settings."""
+
+    theta: Float[Tensor, "d"]
+    round: int = 0
+    """Rounds done."""
+    momentum: Float[Tensor, "d"] | None = None
+    """m_t of the server's optimizer; None where it keeps none."""
+    second_moment: Float[Tensor, "d"] | None = None
+    """v_t of the adaptive ones; None where there is none."""
+
+
+def step(server: Server, aggregate: Float[Tensor, "d"], config: Config) -> Server:
+    """θ_{t+1} and the optimizer's state after a round whose clients came to `aggregate`.
+
+    With Δ = aggregate - θ_t, β₁ and β₂ the server's momenta, η its rate and τ its epsilon:
+    "momentum" m = β₁ m + Δ, θ + η m (FedAvgM, Hsu et al. 2019);
+    "adagrad", "yogi" and "adam" m = β₁ m + (1 - β₁) Δ, θ + η m / (√v + τ) with v from τ² and
+    v + Δ², v - (1 - β₂) Δ² sign(v - Δ²) and β₂ v + (1 - β₂) Δ² (Reddi et al. 2021, Algorithm 2, lines 10 to 14).
+    """
+    rate, beta1, beta2 = config.server_learning_rate, config.server_momentum, config.server_second_momentum
+    done = replace(server, round=server.round + 1)
+    if config.server_optimizer == "plain":
+        theta = aggregate if rate == 1 else server.theta.lerp(aggregate, rate)
+        return replace(done, theta=theta)
+    delta = aggregate - server.theta
+    if config.server_optimizer == "momentum":
+        m = delta if server.momentum is None else delta.add(server.momentum, alpha=beta1)
+        return replace(done, theta=server.theta.add(m, alpha=rate), momentum=m)
+    square, tau = delta.square(), config.server_epsilon
+    v = square.new_full(square.shape, tau**2) if server.second_moment is None else server.second_moment
+    match config.server_optimizer:
+        case "adagrad":
+            v = v + square
+        case "yogi":
+            v = v.addcmul(square, (v - square).sign(), value=beta2 - 1)
+        case "adam":
+            v = v.lerp(square, 1 - beta2)
+    m = (1 - beta1) * delta if server.momentum is None else server.momentum.lerp(delta, 1 - beta1)
+    theta = server.theta.addcdiv(m, v.sqrt().add_(tau), value=rate)
+    return replace(done, theta=theta, momentum=m, second_moment=v)
