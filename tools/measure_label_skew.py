@@ -1,36 +1,21 @@
 """Measures DSWAG on MNIST with label skew, plain and calibrated: the table in docs/heterogeneous.md.
 
-Every class's examples are spread over ten clients by shares drawn from a Dirichlet distribution (Hsu, Qi & Brown 2019).
+Every class's examples are spread over ten clients by shares drawn from a Dirichlet distribution.
 
     python tools/measure_label_skew.py --data-dir DIR [--alphas 100 0.3 0.1] [--seeds 0 1 2]
 """
 
 import argparse
 
-import numpy as np
 import torch
-from torch import Tensor
 
 import dswag
 from dswag.data import datasets
+from dswag.data.partition import dirichlet
 from dswag.evaluation.metrics import score
 from dswag.models import build
 
-CLIENTS, CLASSES, LEAST = 10, 10, 2
-
-
-def dirichlet(targets: Tensor, seed: int, alpha: float) -> list[Tensor]:
-    """The rows of each client; drawn again until every client has at least two."""
-    rng = np.random.default_rng(seed)
-    while True:
-        rows: list[list[int]] = [[] for _ in range(CLIENTS)]
-        for label in range(CLASSES):
-            of_class = rng.permutation(np.flatnonzero(targets.numpy() == label))
-            cuts = (rng.dirichlet([alpha] * CLIENTS).cumsum()[:-1] * len(of_class)).astype(int)
-            for client, part in zip(rows, np.split(of_class, cuts), strict=True):
-                client.extend(part.tolist())
-        if min(map(len, rows)) >= LEAST:
-            return [torch.tensor(client) for client in rows]
+CLIENTS, CLASSES = 10, 10
 
 
 def main() -> None:
@@ -47,7 +32,7 @@ def main() -> None:
         for seed in arguments.seeds:
             config = dswag.Config(clients=CLIENTS, seed=seed, holdout=0.1, explore_epochs=3, snapshots_per_cycle=3)
             model = build("mlp", (1, 28, 28), CLASSES, mean=data.mean, std=data.std, seed=seed)
-            rows = dirichlet(data.train.targets, seed, alpha)
+            rows = dirichlet(data.train.targets, CLIENTS, seed, concentration=alpha, min_examples=2)
             run = dswag.train(model, [data.train[part] for part in rows], config)
             fitted = dswag.calibrate(run.engine, run.posterior, config)
             fits.append((fitted.within_scale, fitted.between_scale, round(fitted.temperature, 2)))
