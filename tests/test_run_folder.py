@@ -9,11 +9,13 @@ from safetensors.torch import save_file
 
 from dswag import GaussianPosterior, Layout, PosteriorFileError
 from dswag.config import Config
+from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.metrics import Scores
 from dswag.run_folder import FILES, Checkpoint, Metrics, RoundRecord, RunFolder, RunFolderError
 
 LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
+PARTITION = ClassCounts(("cat", "dog"), ((3, 0), (1, 2)))
 HISTORY = [RoundRecord(1, 2.5, 0.1, (2, 0), 0.5), RoundRecord(2, 1.25, 0.2, (1, 2))]
 CHECKPOINT = Checkpoint(torch.arange(8.0), LAYOUT, 2)
 POSTERIOR = GaussianPosterior(torch.arange(8.0), torch.ones(8), torch.ones(2, 8), count=2, layout=LAYOUT)
@@ -34,6 +36,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def full(folder):
+    folder.save_partition(PARTITION)
     folder.save_history(HISTORY)
     folder.save_checkpoint(CHECKPOINT)
     folder.save_posterior(POSTERIOR)
@@ -45,6 +48,7 @@ def full(folder):
 def test_every_part_comes_back(full):
     opened = RunFolder.open(full.path)
     assert opened.config(Config) == Config(clients=3)
+    assert opened.partition() == PARTITION
     assert opened.history() == tuple(HISTORY)
     checkpoint = opened.checkpoint()
     assert (checkpoint.round, checkpoint.layout) == (2, LAYOUT)
@@ -55,6 +59,7 @@ def test_every_part_comes_back(full):
 
 
 def test_parts_that_are_not_there_yet(folder):
+    assert folder.partition() is None
     assert folder.history() == ()
     assert folder.metrics() is None
     assert not folder.has_posterior()
@@ -65,7 +70,9 @@ def test_parts_that_are_not_there_yet(folder):
 
 
 def test_a_run_is_not_overwritten_unless_asked_to(full):
-    with pytest.raises(RunFolderError, match=r"holds a run already \(config.toml, history.jsonl, .*overwrite"):
+    with pytest.raises(
+        RunFolderError, match=r"holds a run already \(config.toml, partition.json, history.jsonl, .*overwrite"
+    ):
         RunFolder.create(full.path, Config())
     assert full.history() == tuple(HISTORY)
     (full.path / "notes.txt").write_text("mine")
@@ -115,6 +122,21 @@ def test_a_damaged_line_of_the_history_is_named(full, text, message):
         file.write(text)
     with pytest.raises(RunFolderError, match=message):
         full.history()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"class_names": ["cat"], "cou', "Invalid JSON"),
+        ('{"class_names": ["cat"]}', "counts: Field required"),
+        ('{"class_names": ["cat"], "counts": [["many"]]}', "counts.0.0: Input should be a valid integer"),
+        ('{"class_names": ["cat"], "counts": [[1], [1, 2]]}', "client 1 must have a count for each of 1 classes"),
+    ],
+)
+def test_a_damaged_partition_is_refused(full, text, message):
+    (full.path / "partition.json").write_text(text)
+    with pytest.raises(RunFolderError, match=f"partition.json is cut off, damaged or foreign: .*{message}"):
+        full.partition()
 
 
 def test_damaged_metrics_are_refused(full):

@@ -1,4 +1,4 @@
-"""The folder of a run: settings, history, checkpoint, posterior, metrics and report, each in one file."""
+"""The folder of a run: settings, partition, history, checkpoint, posterior, metrics and report, each in one file."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dswag.config import Config, ConfigError
+from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.metrics import Scores
 from dswag.files import replacing, write_text
@@ -23,12 +24,13 @@ from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 
 CONFIG = "config.toml"
+PARTITION = "partition.json"
 HISTORY = "history.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 POSTERIOR = "posterior.safetensors"
 METRICS = "metrics.json"
 REPORT = "report.html"
-FILES = (CONFIG, HISTORY, CHECKPOINT, POSTERIOR, METRICS, REPORT)
+FILES = (CONFIG, PARTITION, HISTORY, CHECKPOINT, POSTERIOR, METRICS, REPORT)
 
 _CHECKPOINT_FORMAT = "dswag-checkpoint"
 _CHECKPOINT_VERSION = 1
@@ -137,6 +139,19 @@ class RunFolder:
             return kind.from_toml(self.path / CONFIG)
         except ConfigError as error:
             raise RunFolderError(f"the settings of the run are damaged, or of another version: {error}") from error
+
+    def save_partition(self, counts: ClassCounts) -> None:
+        """Writes how many examples of each class each client has."""
+        write_text(self.path / PARTITION, json.dumps(asdict(counts)) + "\n")
+
+    def partition(self) -> ClassCounts | None:
+        """How many examples of each class each client has; None for a run that has not started.
+
+        Raises:
+            RunFolderError: a file that is damaged or foreign.
+        """
+        path = self.path / PARTITION
+        return _read_json(path.read_bytes(), ClassCounts, str(path)) if path.exists() else None
 
     def save_history(self, history: Sequence[RoundRecord]) -> None:
         """Writes a line for each round."""
