@@ -1,10 +1,14 @@
 """What a recipe accepts, and that it stands for the same data, model and clients every time."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 
 from dswag.config import Config, ConfigError
+from dswag.data.partition import PARTITIONS
 from dswag.experiments.recipe import Recipe, build, settings
+from dswag.randomness import derive_seed
 
 
 def test_a_recipe_comes_back_from_its_file(tmp_path):
@@ -33,6 +37,60 @@ def test_a_recipe_knows_what_a_config_knows_and_checks_it():
 def test_settings_that_do_not_fit_the_data_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         build(Recipe(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"partition": "dirichlet"}, "flags: partition dirichlet needs concentration: set it, such as 0.3"),
+        ({"partition": "quantity"}, "flags: partition quantity needs concentration"),
+        ({"partition": "shards"}, "flags: partition shards needs shards_per_client: set it, such as 2"),
+        ({"concentration": 1.0}, "concentration is a setting of partition dirichlet and quantity, got partition iid"),
+        (
+            {"partition": "dirichlet", "shards_per_client": 2},
+            "dirichlet needs concentration: .*\nflags: shards_per_client is a setting of partition shards, got .*: "
+            "change it, or leave shards_per_client out",
+        ),
+        ({"partition": "dirichlet", "concentration": 0.0}, "concentration: Input should be greater than 0, got 0"),
+        ({"partition": "shards", "shards_per_client": 0}, "shards_per_client: Input should be greater than or equal"),
+        ({"min_examples": 0}, "min_examples: Input should be greater than or equal to 1, got 0"),
+        ({"partition": "even"}, "partition: Input should be 'iid', 'dirichlet', 'shards' or 'quantity', got 'even'"),
+    ],
+)
+def test_settings_of_a_partition_are_checked_together(values, message):
+    with pytest.raises(ConfigError, match=message):
+        Recipe.checked(values, source="flags")
+
+
+def test_a_recipe_names_every_partition():
+    assert get_args(get_type_hints(Recipe)["partition"]) == tuple(PARTITIONS)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"partition": "dirichlet", "concentration": 0.3, "min_examples": 50},
+        {"partition": "shards", "shards_per_client": 3},
+        {"partition": "quantity", "concentration": 0.5, "min_examples": 200},
+    ],
+)
+def test_clients_have_the_examples_of_the_partition_that_the_recipe_names(values):
+    recipe = Recipe(clients=7, seed=3, **values)
+    experiment = build(recipe)
+    train = experiment.dataset.train
+    own = {name: value for name, value in values.items() if name != "partition"}
+    expected = PARTITIONS[recipe.partition](train.targets, 7, derive_seed(3, 0, 1), **{"min_examples": 2, **own})
+    for client, part, wanted in zip(experiment.engine._clients, experiment.parts, expected, strict=True):
+        assert torch.equal(part, wanted)
+        assert torch.equal(client.inputs, train.inputs[wanted])
+
+
+def test_a_partition_that_cannot_give_all_enough_is_refused_before_any_work():
+    with pytest.raises(
+        ConfigError, match=r"best of 100 draws with concentration 0\.01 leaves one of 40 clients with 0"
+    ):
+        build(Recipe(clients=40, partition="dirichlet", concentration=0.01))
 
 
 def test_a_number_of_workers_that_cannot_be_is_refused():

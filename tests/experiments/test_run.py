@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dswag import ClientError, InProcess, Moments, api, training
+from dswag.data.class_counts import ClassCounts
 from dswag.experiments.recipe import Experiment, Recipe, build
 from dswag.experiments.run import Evaluating, Exploring, execute
 from dswag.experiments.scoring import ENSEMBLE, PHASE_1, Scored, score_methods
@@ -46,7 +47,7 @@ def test_events_come_in_the_order_of_the_algorithm(finished):
     assert [event.method for event in events[4:]] == METHODS
 
 
-def test_what_was_yielded_is_saved(finished):
+def test_what_was_yielded_is_saved(experiment, finished):
     folder, events = finished
     assert folder.history() == tuple(events[:2])
     assert folder.checkpoint().round == 2
@@ -54,6 +55,7 @@ def test_what_was_yielded_is_saved(finished):
     assert dict(metrics.scores) == {event.method: event.scores for event in events[4:]}
     assert dict(metrics.reliability) == {event.method: event.reliability for event in events[4:]}
     assert (metrics.samples, metrics.scale) == (3, 1.0)
+    assert folder.partition() == ClassCounts.of(experiment.parts, experiment.dataset.train.targets, "0123456789")
     assert metrics.seconds["phase 1"] == sum(event.seconds for event in events[:2])
 
 
@@ -90,9 +92,8 @@ def test_scoring_again_gives_the_same_scores(experiment, finished):
 def test_batch_norm_model_runs_without_accuracy_between_rounds(experiment, folder):
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
     model = nn.Sequential(Normalize(experiment.dataset.mean, experiment.dataset.std), network)
-    events = list(
-        execute(Experiment(TINY, experiment.dataset, model, InProcess(model, clients_of(experiment))), folder)
-    )
+    engine = InProcess(model, clients_of(experiment))
+    events = list(execute(Experiment(TINY, experiment.dataset, model, engine, experiment.parts), folder))
     assert [event.test_accuracy for event in events[:2]] == [None, None]
     assert list(folder.metrics().scores) == METHODS
 

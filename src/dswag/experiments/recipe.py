@@ -1,21 +1,26 @@
 """A run on a known data set: its settings, and the data, the model and the clients that they stand for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
 
-from pydantic import ConfigDict
+from jaxtyping import Int64
+from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
-from torch import nn
+from torch import Tensor, nn
 
 from dswag import models
-from dswag.config import Config, ConfigError
+from dswag.config import Config, ConfigError, Count, Rate
 from dswag.data import datasets
 from dswag.data.formats import DataFormatError
-from dswag.data.partition import partition
+from dswag.data.partition import PARTITIONS, needed_settings, partition
 from dswag.engines.in_process import InProcess
 from dswag.randomness import derive_seed
+
+_EXAMPLES = {"concentration": 0.3, "shards_per_client": 2}
+"""Settings that some partitions need, each with a value to try."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -26,10 +31,33 @@ class Recipe(Config):
     """Data and model: data set, one of mnist5k (inside the package), mnist, fashion-mnist and cifar10."""
     data_dir: str | None = None
     """Data and model: folder with the data set's files, searched before DSWAG_DATA_DIR, the cache and the network."""
-    partition: Literal["iid"] = "iid"
-    """Data and model: how the training examples are spread over the clients."""
     model: Literal["mlp", "cnn", "vgg16"] = "mlp"
     """Data and model: the network; vgg16 takes images of 32 x 32."""
+
+    partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
+    """Partition: clients differ in nothing, in shares of each class, in a few classes each, or in size."""
+    concentration: Rate | None = None
+    """Partition: of dirichlet and quantity: α of the shares' distribution; smaller is more skew."""
+    shards_per_client: Count | None = None
+    """Partition: of shards: pieces of the data sorted by class that each client gets; usually 2."""
+    min_examples: Count = 2
+    """Partition: the fewest training examples of a client; 2 allow one to be held out."""
+
+    @model_validator(mode="after")
+    def _check_partition(self) -> Self:
+        faults = []
+        for name, example in _EXAMPLES.items():
+            users = [kind for kind in PARTITIONS if name in needed_settings(kind)]
+            if self.partition in users and getattr(self, name) is None:
+                faults.append(f"partition {self.partition} needs {name}: set it, such as {example}")
+            if self.partition not in users and getattr(self, name) is not None:
+                faults.append(
+                    f"{name} is a setting of partition {' and '.join(users)}, got partition {self.partition}: "
+                    f"change it, or leave {name} out"
+                )
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
 
 
 @plain_dataclass(frozen=True)
@@ -54,6 +82,8 @@ class Experiment:
     """With its initial weights."""
     engine: InProcess
     """Where the clients are."""
+    parts: Sequence[Int64[Tensor, "_"]]
+    """Which of the training examples each client has."""
 
 
 def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False) -> Experiment:
@@ -65,8 +95,8 @@ def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False)
         progress: whether a download shows a bar on standard error.
 
     Raises:
-        ConfigError: an unknown data set, a model that does not take its images, more clients than examples, or fewer
-            than one worker.
+        ConfigError: an unknown data set, a model that does not take its images, a partition that leaves clients with
+            too few examples, or fewer than one worker.
         DataNotFoundError, DataFormatError, CacheNotWritableError: from `dswag.data.datasets.load`.
     """
     try:
@@ -80,13 +110,19 @@ def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False)
             std=dataset.std,
             seed=derive_seed(recipe.seed, 0, 0),
         )
-        parts = partition(recipe.partition, dataset.train.targets, recipe.clients, derive_seed(recipe.seed, 0, 1))
+        parts = _partition(recipe, dataset.train.targets)
         engine = InProcess(model, [dataset.train[part] for part in parts], workers=workers)
     except DataFormatError:
         raise
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return Experiment(recipe, dataset, model, engine)
+    return Experiment(recipe, dataset, model, engine, parts)
+
+
+def _partition(recipe: Recipe, targets: Int64[Tensor, "n"]) -> list[Int64[Tensor, "_"]]:
+    own = {name: getattr(recipe, name) for name in needed_settings(recipe.partition)}
+    seed = derive_seed(recipe.seed, 0, 1)
+    return partition(recipe.partition, targets, recipe.clients, seed, min_examples=recipe.min_examples, **own)
 
 
 @cache

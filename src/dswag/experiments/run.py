@@ -12,6 +12,7 @@ from torch import Tensor
 from dswag import batch_norm
 from dswag.cohorts import cohort_size
 from dswag.config import Config
+from dswag.data.class_counts import ClassCounts
 from dswag.engines.in_process import InProcess
 from dswag.experiments.recipe import Experiment
 from dswag.experiments.scoring import DEFAULT_KINDS, Scored, metrics, score_methods
@@ -53,13 +54,16 @@ def execute(
 
     Args:
         experiment: what to run.
-        folder: where everything goes: history and checkpoint after every round, then the posterior, then the metrics.
+        folder: where everything goes: the partition, history and checkpoint after every round, the posterior, the
+            metrics.
         explored: called whenever an explorer is done, the one thing that happens inside a single exchange.
 
     Raises:
         ClientError: a client failed.
     """
     recipe, layout = experiment.recipe, Layout.of(experiment.model)
+    dataset = experiment.dataset
+    folder.save_partition(ClassCounts.of(experiment.parts, dataset.train.targets, dataset.class_names))
     history: list[RoundRecord] = []
     for record, theta in _rounds(experiment, layout.flatten(experiment.model)):
         history.append(record)
