@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.metrics import Scores
 from dswag.report.page import RunReport, answer, render
@@ -14,6 +15,7 @@ from dswag.report.plots import PALETTE
 PHASE_1 = Scores(0.9790, 0.0690, 0.0330, 0.0043, 0.0040, 1000)
 DSWAG = Scores(0.9805, 0.0640, 0.0310, 0.0034, 0.0041, 1000)
 ENSEMBLE = Scores(0.9798, 0.0636, 0.0312, 0.0035, 0.0038, 1000)
+COUNTS = ClassCounts(("cat", "dog"), ((1000, 3000), (5, 0)))
 CURVE = Reliability("equal-mass", (0.6, 0.99), (0.5, 1.0), (10, 10))
 
 
@@ -30,6 +32,7 @@ def full_run(title="ten clients", **settings):
         history=[{"round": 1, "loss": 2.0, "seconds": 0.5}, {"round": 2, "loss": 1.0, "seconds": 0.75}],
         environment={"torch": "2.13.0"},
         notes=["Phase 1 stopped early."],
+        partition=COUNTS,
     )
 
 
@@ -153,6 +156,33 @@ def test_a_time_that_a_round_does_not_tell_is_not_made_up():
     assert "the posterior." in render([RunReport("r", history=history)])
 
 
+def test_the_clients_are_shown_with_what_they_have():
+    """Counts by hand: 4,000 and 5 examples, two and one class, 75 % and all of the most frequent one."""
+    html = render([RunReport("r", partition=COUNTS)])
+    cells = Page(html).cells
+    assert "How the 4,005 training examples are spread over\n2 clients." in html
+    for name, row in {
+        "Examples": ["5", "2,002", "4,000"],
+        "Classes": ["1", "2", "2"],
+        "Share of its most frequent class": ["75.0 %", "87.5 %", "100.0 %"],
+    }.items():
+        assert cells[cells.index(name) + 1 :][:3] == row
+    assert cells[-12:-8] == ["Client", "cat", "dog", "All"]
+    assert cells[-8:] == ["0", "1,000", "3,000", "4,000", "1", "5", "0", "5"]
+
+
+def test_many_clients_are_summed_up_without_a_row_for_each():
+    table = ClassCounts(("cat", "dog"), ((1, 2),) * 51)
+    page = Page(render([RunReport("r", partition=table)]))
+    assert "Examples" in page.cells
+    assert "Client" not in page.cells
+    assert not page.all("details")
+
+
+def test_a_run_without_a_partition_has_no_word_of_clients():
+    assert "Clients" not in render([RunReport("r", scores={"DSWAG": DSWAG})])
+
+
 def test_several_runs_are_compared_first_with_the_settings_in_which_they_differ():
     worse = RunReport(
         "fifty", {"seed": 3, "phase 1": {"rounds": 15, "clients": 50}}, {"phase-1 model": DSWAG, "DSWAG": PHASE_1}
@@ -179,7 +209,7 @@ def test_the_page_is_whole_and_accessible(runs):
     page = Page(render(runs))
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert len(page.all("svg")) == 2 * len(runs)
+    assert len(page.all("svg")) == 3 * len(runs)
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in page.all("svg"))
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(attributes["scope"] in ("col", "row", "rowgroup") for attributes in page.all("th"))
@@ -208,6 +238,7 @@ def test_whatever_a_user_writes_stays_text():
         reliability={bad: CURVE},
         environment={bad: bad},
         notes=[bad],
+        partition=ClassCounts((bad,), ((1,),)),
     )
     for runs in ([run], [run, RunReport("second", scores={bad: scores()})]):
         html = render(runs)

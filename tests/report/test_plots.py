@@ -1,5 +1,7 @@
 """What the figures show and say, read back from the SVG."""
 
+import math
+import re
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -7,8 +9,9 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
+from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
-from dswag.report.plots import PALETTE, reliability_diagram, training_curve
+from dswag.report.plots import PALETTE, examples_of_clients, reliability_diagram, training_curve
 
 SVG = "{http://www.w3.org/2000/svg}"
 HISTORY = [
@@ -103,6 +106,68 @@ def test_a_long_curve_drops_its_markers():
     assert points(training_curve([{"round": r, "loss": 1.0 / r} for r in range(1, 101)])) == []
 
 
+def shapes(svg):
+    """(left, top, right, bottom, opacity) of the shapes filled with the first color, in the order drawn."""
+    found = []
+    for path in ElementTree.fromstring(svg).iter(f"{SVG}path"):
+        style = dict(part.split(": ") for part in path.get("style", "").split("; ") if part)
+        if style.get("fill") == PALETTE[0] and path.get("clip-path"):
+            numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.get("d"))]
+            xs, ys = numbers[::2], numbers[1::2]
+            found.append((min(xs), min(ys), max(xs), max(ys), float(style.get("fill-opacity", 1))))
+    return found
+
+
+COUNTS = ClassCounts(("cat", "dog", "owl"), ((90, 0, 10), (40, 0, 0), (0, 90, 0), (0, 0, 1)))
+
+
+def test_a_cell_stands_for_a_client_and_a_class_that_it_has_and_is_fuller_the_more_it_has():
+    *cells, _, _, _, _ = shapes(examples_of_clients(COUNTS))
+    assert len(cells) == sum(count > 0 for row in COUNTS.counts for count in row)
+    columns, rows = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
+    placed = {(rows.index(top), columns.index(left)): opacity for left, top, _, _, opacity in cells}
+    assert placed == {
+        (client, label): pytest.approx(0.12 + 0.88 * math.sqrt(count / 90), abs=1e-5)
+        for client, row in enumerate(COUNTS.counts)
+        for label, count in enumerate(row)
+        if count
+    }
+
+
+def test_a_bar_is_as_long_as_the_client_has_examples():
+    *_, first, second, third, fourth = shapes(examples_of_clients(COUNTS))
+    lengths = [right - left for left, _, right, _, _ in (first, second, third, fourth)]
+    assert [length / lengths[0] for length in lengths] == pytest.approx([1, 0.4, 0.9, 0.01], abs=1e-4)
+    assert first[1] < second[1] < third[1] < fourth[1]  # client 0 on top
+
+
+def test_the_clients_figure_names_classes_clients_and_what_an_opacity_means():
+    svg = examples_of_clients(COUNTS)
+    assert {"cat", "dog", "owl", "0", "3", "class", "client", "examples"} <= set(words(svg))
+    assert words(svg)[-4:] == ["1", "10", "40", "90 examples"]
+    assert ElementTree.fromstring(svg).get("aria-label") == (
+        "Heat map of the examples of each client by class, and bars of all it has: "
+        "1 to 100 examples of 1 to 2 of 3 classes for each of 4 clients."
+    )
+
+
+def test_many_clients_are_shown_by_how_many_have_how_many():
+    """60 clients with 2 classes and 3 examples, 20 with one of each: bars of 20 and 60 clients in either panel."""
+    svg = examples_of_clients(ClassCounts(("cat", "dog"), ((1, 2),) * 60 + ((1, 0),) * 20))
+    heights = [bottom - top for _, top, _, bottom, _ in shapes(svg) if bottom > top]
+    assert [height / max(heights) for height in heights] == pytest.approx([1 / 3, 1, 1 / 3, 1])
+    assert {"clients", "examples of a client", "classes of a client"} <= set(words(svg))
+    assert "1 to 3 examples of 1 to 2 of 2 classes for each of 80 clients." in ElementTree.fromstring(svg).get(
+        "aria-label"
+    )
+
+
+@pytest.mark.parametrize(("clients", "classes", "kind"), [(50, 50, "Heat map"), (51, 2, "Histo"), (2, 51, "Histo")])
+def test_cells_are_drawn_while_they_can_be_told_apart(clients, classes, kind):
+    table = ClassCounts(tuple(map(str, range(classes))), ((7,) * classes,) * clients)
+    assert ElementTree.fromstring(examples_of_clients(table)).get("aria-label").startswith(kind)
+
+
 @pytest.mark.parametrize("entry", [{"round": 1}, {"loss": 0.5}, {"round": 1, "loss": "low"}])
 def test_a_round_without_its_numbers_is_refused(entry):
     with pytest.raises(ValueError, match=r"every round of a history must have a number as '(loss|round)', got"):
@@ -119,6 +184,7 @@ def test_figures_of_nothing_are_refused():
 FIGURES = [
     lambda: reliability_diagram({"DSWAG": curve((0.5, 0.95), (0.1, -0.02))}),
     lambda: training_curve(HISTORY),
+    lambda: examples_of_clients(COUNTS),
 ]
 
 
@@ -147,9 +213,8 @@ def test_different_figures_share_no_identifier():
         {element.get("id") for element in ElementTree.fromstring(draw()).iter() if element.get("id")}
         for draw in FIGURES
     ]
-    assert ids[0]
-    assert ids[1]
-    assert not ids[0] & ids[1]
+    assert all(ids)
+    assert len(set.union(*ids)) == sum(map(len, ids))
 
 
 def test_drawing_needs_no_pyplot_and_scoring_no_matplotlib():

@@ -25,6 +25,7 @@ def page(folders: Sequence[RunFolder]) -> str:
             history=[asdict(record) for record in folder.history()],
             environment={} if outcome is None else outcome.environment,
             notes=_notes(folder, recipe),
+            partition=folder.partition(),
         )
 
     return render([section(folder) for folder in folders])

@@ -8,8 +8,10 @@ from typing import Literal, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.metrics import Scores
+from dswag.report.clients import clients_section
 from dswag.report.plots import reliability_diagram, training_curve
 
 METHOD, BASELINE = "DSWAG", "phase-1 model"
@@ -34,7 +36,9 @@ def render(runs: Sequence["RunReport"]) -> str:
         lstrip_blocks=True,
     )
     return templates.get_template("page.html.j2").render(
-        sections=[_section(run) for run in runs], comparison=_comparison(runs), columns=_COLUMNS
+        sections=[_section(run, number) for number, run in enumerate(runs)],
+        comparison=_comparison(runs),
+        columns=_COLUMNS,
     )
 
 
@@ -76,6 +80,7 @@ class RunReport:
     - history: for each round of phase 1 its `round`, `loss`, `seconds` (of that round) and, where it was measured, its
       `test_accuracy` in [0, 1].
     - notes: sentences that the reader must know to judge the numbers.
+    - partition: how many training examples of each class each client has.
 
     Raises:
         ValueError: methods that were scored on different numbers of examples.
@@ -88,6 +93,7 @@ class RunReport:
     history: Sequence[Mapping[str, object]] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    partition: ClassCounts | None = None
 
     def __post_init__(self) -> None:
         counts = {name: scores.num_examples for name, scores in self.scores.items()}
@@ -118,7 +124,7 @@ _COLUMNS = (
 _COMPARED = (_COLUMNS[1], _COLUMNS[2], _COLUMNS[0])
 
 
-def _section(run: RunReport) -> dict[str, object]:
+def _section(run: RunReport, number: int) -> dict[str, object]:
     """One run in the words and numbers that the template puts in place."""
     rows = {name: [column.text(scores) for column in _COLUMNS] for name, scores in run.scores.items()}
     best = [
@@ -136,6 +142,7 @@ def _section(run: RunReport) -> dict[str, object]:
         "training": Markup(training_curve(run.history)) if run.history else "",
         "rounds": len(run.history),
         "duration": _duration(run.history),
+        "clients": clients_section(run.partition, number) if run.partition is not None else {},
         "settings": _groups(run.settings),
         "environment": run.environment,
     }

@@ -1,4 +1,4 @@
-"""Figures as SVG text: the reliability diagram and the course of phase 1 (Figure 5)."""
+"""Figures as SVG text: the reliability diagram, the course of phase 1 (Figure 5), and what the clients have."""
 
 import hashlib
 import html
@@ -9,15 +9,22 @@ from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
 
 PALETTE = ("#2f7fd1", "#d2641a", "#2a9461", "#b05fc0", "#a5841f", "#d4508a")
 """Colors of lines, with a contrast of at least 3 to a white and to a near-black page."""
+
+MOST_ROWS = 50
+"""Clients, or classes, that a figure or a table shows one by one."""
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _INK = "#010203"  # drawn with, then replaced by currentColor: lines and words take the color of the page's text
@@ -87,6 +94,25 @@ def training_curve(history: Sequence[Mapping[str, object]]) -> str:
         return _svg(figure, f"Phase 1 against the global round: {'; '.join(sentences)}.")
 
 
+def examples_of_clients(table: ClassCounts, number: int = 0) -> str:
+    """SVG of the examples of each client by class, and of all it has; beyond `MOST_ROWS` clients or classes, of how
+    many clients have how many examples and how many classes.
+
+    Runs often share a partition, so figures on one page need a `number` each to share no identifier.
+    """
+    counts = np.array(table.counts)
+    sizes, present = counts.sum(1), (counts > 0).sum(1)
+    said = (
+        f"{_span(sizes)} examples of {_span(present)} of {counts.shape[1]} classes for each of {len(counts)} clients."
+    )
+    with _style(f"clients {number} {table}"):
+        if max(counts.shape) > MOST_ROWS:
+            figure = _histograms({"examples of a client": sizes, "classes of a client": present})
+            return _svg(figure, f"Histograms of the numbers of examples and of classes of a client: {said}")
+        figure = _heat_map(counts, table.class_names)
+        return _svg(figure, f"Heat map of the examples of each client by class, and bars of all it has: {said}")
+
+
 @contextmanager
 def _style(content: str) -> Iterator[None]:
     """Settings of our own whatever the user's are; identifiers inside the SVG follow from `content` alone."""
@@ -112,6 +138,55 @@ def _style(content: str) -> Iterator[None]:
             }
         )
         yield
+
+
+def _heat_map(counts: Int[np.ndarray, "clients classes"], class_names: Sequence[str]) -> Figure:
+    """A cell for each client and class that has examples, more opaque the more there are, and a bar for each client."""
+    names = [name if len(name) <= 14 else f"{name[:13]}…" for name in class_names]
+    longest = max(map(len, names))
+    upright = longest <= 3
+    figure = Figure(figsize=(4.8, 1.3 + min(0.24 * len(counts), 5.5) + (0 if upright else 0.06 * longest)))
+    axes, bars = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    filled, largest = np.argwhere(counts), counts.max()
+    cells = [Rectangle((label - 0.46, client - 0.46), 0.92, 0.92) for client, label in filled]
+    colors = [to_rgba(PALETTE[0], _opacity(counts[client, label], largest)) for client, label in filled]
+    axes.add_collection(PatchCollection(cells, facecolors=colors, linewidths=0))
+    axes.set(xlim=(-0.5, counts.shape[1] - 0.5), ylim=(len(counts) - 0.5, -0.5), xlabel="class", ylabel="client")
+    axes.set_xticks(range(len(names)), names, rotation=0 if upright else 40, ha="center" if upright else "right")
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=min(len(counts), 25), integer=True, min_n_ticks=1))
+    axes.grid(visible=False)
+    bars.barh(range(len(counts)), counts.sum(1), color=PALETTE[0])
+    bars.set_xlabel("examples")
+    bars.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+    steps = np.unique((np.linspace(0, 1, 4) ** 2 * largest).clip(1).round().astype(int))
+    handles = [Patch(color=PALETTE[0], alpha=_opacity(step, largest), linewidth=0) for step in steps]
+    labels = [f"{step:,}{' examples' if step == largest else ''}" for step in steps]
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(steps))
+    return figure
+
+
+def _histograms(values: Mapping[str, Int[np.ndarray, "clients"]]) -> Figure:
+    """How many clients have which number, in a panel for each."""
+    figure = Figure(figsize=(4.8, 2.6))
+    row = figure.subplots(1, len(values), sharey=True)
+    for axes, (name, numbers) in zip(row, values.items(), strict=True):
+        few = numbers.max() - numbers.min() < 20
+        axes.hist(
+            numbers, np.arange(numbers.min(), numbers.max() + 2) - 0.5 if few else 20, rwidth=0.9, color=PALETTE[0]
+        )
+        axes.set_xlabel(name)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    row[0].set_ylabel("clients")
+    return figure
+
+
+def _opacity(count: int, largest: int) -> float:
+    """From just visible to opaque for the largest count; the root sets small counts apart."""
+    return float(0.12 + 0.88 * np.sqrt(count / largest))
+
+
+def _span(values: Int[np.ndarray, "clients"]) -> str:
+    return f"{values.min():,} to {values.max():,}" if values.min() < values.max() else f"{values.min():,}"
 
 
 def _spread(confidence: Sequence[float]) -> Float[np.ndarray, "bins"]:
