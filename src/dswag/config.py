@@ -9,6 +9,7 @@ import tomli_w
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
+from dswag.aggregation import ROBUST
 from dswag.cohorts import cohort_size
 from dswag.files import write_text
 from dswag.tasks import ClientUpdate, Part
@@ -41,8 +42,14 @@ class Config:
     """Phase 1: learning rate (η_l1)."""
     final_learning_rate: Rate | None = None
     """Phase 1: the learning rate falls linearly to this one in the last round; it is constant if not given."""
-    aggregation: Literal["mean", "weighted-mean"] = "mean"
-    """Phase 1: the server's Update (line 12); "weighted-mean" weighs clients by their number of examples."""
+    aggregation: Literal[
+        "mean", "weighted-mean", "median", "trimmed-mean", "geometric-median", "krum", "multi-krum"
+    ] = "mean"
+    """Phase 1: the server's Update (line 12); all but the means withstand malicious clients, in memory for all."""
+    byzantine: Share = 0.2
+    """Robust rules: share of the clients of an exchange that may be malicious (f); "trimmed-mean" cuts so many."""
+    clip_update: Rate | None = None
+    """Robust rules: largest norm of a client's step away from θ in phase 1, before any rule; no limit if not given."""
     server_optimizer: Literal["plain", "momentum", "adagrad", "yogi", "adam"] = "plain"
     """Server update: what the server does with the step from θ to the clients' aggregate."""
     server_learning_rate: Rate = 1.0
@@ -116,7 +123,7 @@ class Config:
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         faults = []
-        for name in ("clients_per_round", "explorers", "min_clients"):
+        for name in ("clients_per_round", "explorers", "min_clients", "byzantine"):
             try:
                 cohort_size(getattr(self, name), self.clients)
             except ValueError as error:
@@ -131,6 +138,11 @@ class Config:
             faults.append(
                 f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
             )
+        if self.aggregation in ROBUST and not faults:
+            try:
+                ROBUST[self.aggregation].malicious(self.byzantine, cohort_size(self.clients_per_round, self.clients))
+            except ValueError as error:
+                faults.append(f"aggregation: {error}")
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             faults.append("nesterov is a form of SGD's momentum: use optimizer sgd and a momentum above 0")
         if self.calibrate and not self.holdout:

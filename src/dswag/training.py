@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dswag import batch_norm, schedules, server
-from dswag.aggregation import AGGREGATIONS
+from dswag.aggregation import aggregator
 from dswag.cohorts import sample_clients
 from dswag.config import Config
 from dswag.exchange import Exchange, Missing, exchange
@@ -61,7 +61,7 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
         clients = sample_clients(config.clients_per_round, config.clients, seed=config.seed, phase=1, round=t)  # l. 4
         rates_t = rates[t * config.local_epochs : (t + 1) * config.local_epochs]
         tasks = _train_tasks(config, clients, rates_t, (config.local_epochs,), phase=1, round=t)
-        update = AGGREGATIONS[config.aggregation](theta)
+        update = aggregator(config.aggregation, theta, byzantine=config.byzantine, clip_update=config.clip_update)
         done = exchange(engine, {"theta": theta}, tasks, update, minimum=config.enough_of(len(tasks)))  # l. 5-11
         aggregate = done.fold.result()
         state = server.step(state, aggregate.theta, config)  # l. 12

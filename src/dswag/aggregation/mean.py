@@ -1,6 +1,6 @@
-"""What the server makes of the clients' weights (Algorithm 1, line 12), as folds over training results."""
+"""Means of the clients' weights, plain and by numbers of examples (McMahan et al. 2017)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dswag.tasks import Fold, TrainResult
+from dswag.tasks import TrainResult
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Aggregate:
 class Mean:
     """The mean of the clients' last weights, accumulated in place as a float64 sum.
 
-    `weighted` weighs each client by its number of examples (McMahan et al. 2016, Algorithm 1), otherwise all weigh the
+    `weighted` weighs each client by its number of examples (there, Algorithm 1), otherwise all weigh the
     same, as the paper's Section 5 says. Double-width sums of the weights themselves, which are exact in float64, keep
     the outcome within half a unit in the last place of float32, so that the order of the clients hardly matters.
     `anchor`, the θ that the clients start from, says what θ looks like.
@@ -64,9 +64,21 @@ class Mean:
         theta = (self._sum / self._weight).to(self.anchor.dtype)
         return Aggregate(theta, self._num_clients, self._num_examples, self._loss_sum / self._num_examples)
 
+    def empty(self) -> Self:
+        """A fold of the same kind and settings that has taken in nothing."""
+        return type(self)(self.anchor, weighted=self.weighted)
 
-AGGREGATIONS: Mapping[str, Callable[[Float[Tensor, "d"]], Fold[TrainResult, Aggregate]]] = {
-    "mean": Mean,
-    "weighted-mean": lambda anchor: Mean(anchor, weighted=True),
-}
-"""Line 12's Update by name: each makes an empty fold from the θ that the clients start from."""
+    def state(self) -> dict[str, Tensor]:
+        """All that was taken in."""
+        return {
+            "sum": self._sum,
+            "weight": torch.tensor(self._weight, dtype=torch.float64),
+            "loss_sum": torch.tensor(self._loss_sum, dtype=torch.float64),
+            "counts": torch.tensor([self._num_examples, self._num_clients]),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Becomes, in place, the fold whose `state` this is."""
+        self._sum = state["sum"].clone()
+        self._weight, self._loss_sum = float(state["weight"]), float(state["loss_sum"])
+        self._num_examples, self._num_clients = state["counts"].tolist()
