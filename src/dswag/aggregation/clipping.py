@@ -11,7 +11,6 @@ from dswag.aggregation.mean import Aggregate, Mean
 from dswag.aggregation.robust import Robust
 from dswag.tasks import TrainResult
 
-
 RuleT = TypeVar("RuleT", Mean, Robust)
 
 
@@ -22,7 +21,7 @@ class Clipped(Generic[RuleT]):
     """
 
     def __init__(self, rule: RuleT, limit: float) -> None:
-        self.rule = rule
+        self.rule: RuleT = rule
         self.limit = limit
 
     def add(self, result: TrainResult) -> None:

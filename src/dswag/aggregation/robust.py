@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dswag.aggregation.mean import Aggregate
-from dswag.cohorts import cohort_size
+from dswag.answers import Answers
+from dswag.cohorts import malicious_number
 from dswag.rows import Rows
 from dswag.tasks import TrainResult
 
@@ -31,20 +31,9 @@ class Rule:
     spare: int
     """How many more clients than twice the malicious ones there must be."""
 
-    def malicious(self, byzantine: int | float, count: int) -> int:
-        """How many of so many clients may be malicious, given as a number or a fraction (f).
-
-        Raises:
-            ValueError: too few clients for the rule.
-        """
-        number = byzantine if isinstance(byzantine, int) else cohort_size(byzantine, count)
-        required = 2 * number + self.spare
-        if count < required:
-            raise ValueError(
-                f"{self.name} needs at least {required} clients where {number} may be malicious, got {count}: "
-                "sample more clients, or lower byzantine"
-            )
-        return number
+    def malicious(self, byzantine: int | float, clients: int) -> int:
+        """How many of so many clients may be malicious (f); raises ValueError where these are too few for the rule."""
+        return malicious_number(byzantine, clients, spare=self.spare, rule=self.name)
 
 
 class Robust:
@@ -57,20 +46,15 @@ class Robust:
         self.anchor = anchor
         self.rule = rule
         self.byzantine = byzantine
-        self._results: list[TrainResult] = []  # with the last weights alone
-
-    @property
-    def results(self) -> list[TrainResult]:
-        """What the clients answered, with their last weights alone, in task order."""
-        return sorted(self._results, key=lambda result: result.index)
+        self.answers = Answers(anchor)
 
     def add(self, result: TrainResult) -> None:
         """Keeps a copy of one client's last snapshot."""
-        self._results.append(replace(result, thetas=result.thetas[-1:].clone()))
+        self.answers.add(replace(result, thetas=result.thetas[-1:]))
 
     def merge(self, other: Self) -> None:
         """Keeps another fold's too."""
-        self._results.extend(other._results)
+        self.answers.merge(other.answers)
 
     def combine(self, rows: Rows, anchor: Float[Tensor, "p"], total: Total) -> Float[Tensor, "p"]:
         """What the rule makes of a part of θ, given that part of every client's row, in task order.
@@ -84,33 +68,20 @@ class Robust:
 
     def result(self) -> Aggregate:
         """What the rule makes of the clients so far."""
-        results = self.results
-        theta = self.combine([result.thetas[0] for result in results], self.anchor, lambda tensor: tensor)
-        examples = sum(result.num_examples for result in results)
-        loss = sum(result.loss * result.num_examples for result in results) / examples
-        return Aggregate(theta, len(results), examples, loss)
+        answers = self.answers.ordered()
+        theta = self.combine([answer.thetas[0] for answer in answers], self.anchor, lambda tensor: tensor)
+        examples = sum(answer.num_examples for answer in answers)
+        loss = sum(answer.loss * answer.num_examples for answer in answers) / examples
+        return Aggregate(theta, len(answers), examples, loss)
 
     def empty(self) -> Self:
         """A fold of the same kind and settings that has taken in nothing."""
         return type(self)(self.anchor, self.rule, byzantine=self.byzantine)
 
     def state(self) -> dict[str, Tensor]:
-        """All that was taken in: "rows" [n, d], and of each row the client's numbers [n], in task order."""
-        results = self.results
-        rows = (
-            torch.cat([result.thetas for result in results]) if results else self.anchor.new_empty(0, len(self.anchor))
-        )
-        numbers = [(result.index, result.client, result.num_examples) for result in results]
-        return {
-            "rows": rows,
-            "numbers": torch.tensor(numbers, dtype=torch.int64).reshape(-1, 3),
-            "losses": torch.tensor([result.loss for result in results], dtype=torch.float64),
-        }
+        """All that was taken in, as `Answers` keeps it."""
+        return self.answers.state()
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Becomes, in place, the fold whose `state` this is."""
-        described = zip(state["rows"], state["numbers"].tolist(), state["losses"].tolist(), strict=True)
-        self._results = [
-            TrainResult(index=index, client=client, thetas=row[None], num_examples=examples, loss=loss)
-            for row, (index, client, examples), loss in described
-        ]
+        self.answers.load(state)
