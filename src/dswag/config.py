@@ -10,8 +10,9 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from dswag.aggregation import ROBUST
-from dswag.cohorts import cohort_size
+from dswag.cohorts import cohort_size, malicious_number
 from dswag.files import write_text
+from dswag.robust_moments import SPARE
 from dswag.tasks import ClientUpdate, Part
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -89,6 +90,8 @@ class Config:
     """Client update: weight decay, decoupled in AdamW."""
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
     """Client update: weight of FedProx's proximal term (μ), which holds clients near the θ they start from."""
+    rate_factors: tuple[Rate, ...] = ()
+    """Client update: a factor on every learning rate of each client, in the order of the clients; all 1 if empty."""
     clip_gradient: Rate | None = None
     """Client update: largest norm of a minibatch's gradient; no limit if not given."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -98,6 +101,9 @@ class Config:
     """Phase 3: most deviation columns kept (K); 0 gives a diagonal posterior."""
     centering: Literal["final", "running"] = "final"
     """Phase 3: centre columns on the final mean, or on the running mean as line 29 prints."""
+
+    moments: Literal["mean", "trimmed", "median"] = "mean"
+    """Phase 3: "trimmed" and "median" withstand malicious explorers, in memory for all snapshots."""
 
     samples: Count = 30
     """Algorithm 2: draws from the posterior (S)."""
@@ -138,11 +144,11 @@ class Config:
             faults.append(
                 f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
             )
-        if self.aggregation in ROBUST and not faults:
-            try:
-                ROBUST[self.aggregation].malicious(self.byzantine, cohort_size(self.clients_per_round, self.clients))
-            except ValueError as error:
-                faults.append(f"aggregation: {error}")
+        if self.rate_factors and len(self.rate_factors) != self.clients:
+            faults.append(
+                f"rate_factors must be one factor for each of the {self.clients} clients, or none at all, "
+                f"got {len(self.rate_factors)}"
+            )
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             faults.append("nesterov is a form of SGD's momentum: use optimizer sgd and a momentum above 0")
         if self.calibrate and not self.holdout:
@@ -155,9 +161,28 @@ class Config:
             faults.append(
                 "one snapshot in all gives a posterior without spread: raise explorers, cycles or snapshots_per_cycle"
             )
+        if not faults:
+            faults = self._faults_of_robust_rules()
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _faults_of_robust_rules(self) -> list[str]:
+        faults = []
+        try:
+            if self.aggregation in ROBUST:
+                ROBUST[self.aggregation].malicious(self.byzantine, cohort_size(self.clients_per_round, self.clients))
+        except ValueError as error:
+            faults.append(f"aggregation: {error}")
+        try:
+            if self.moments != "mean":
+                explorers = cohort_size(self.explorers, self.clients)
+                malicious_number(self.byzantine, explorers, spare=SPARE, rule=self.moments)
+        except ValueError as error:
+            faults.append(f"moments: {error}")
+        if self.moments != "mean" and self.centering == "running":
+            faults.append("a running mean does not withstand malicious clients: use centering final, or moments mean")
+        return faults
 
     @property
     def training_part(self) -> Part | None:
@@ -168,6 +193,10 @@ class Config:
     def client_update(self) -> ClientUpdate:
         """How clients train."""
         return ClientUpdate(**{field.name: getattr(self, field.name) for field in fields(ClientUpdate)})
+
+    def rate_factor(self, client: int) -> float:
+        """What the learning rates of a client are multiplied by."""
+        return self.rate_factors[client] if self.rate_factors else 1.0
 
     def enough_of(self, clients: int) -> int | None:
         """How many of so many clients must answer; None where all must."""

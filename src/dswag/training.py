@@ -15,6 +15,7 @@ from dswag.folds import Evaluation, Tally
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.randomness import derive_seed
+from dswag.robust_moments import RobustMoments
 from dswag.server import Server
 from dswag.tasks import Engine, EvaluateTask, FoldT, TrainTask
 
@@ -85,12 +86,15 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
     return exchange(engine, {"theta": theta}, tasks, collector, minimum=config.enough_of(len(tasks)))  # l. 17-24
 
 
-def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments:
+def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments | RobustMoments:
     """Phase 3: a collector for `explore`, whose `posterior()` is what line 32 returns (lines 25-32).
 
-    Its moments are running ones, so each client's weights can be forgotten as soon as they came in.
+    Its moments are running ones, so each client's weights can be forgotten as soon as they came in; only those that
+    withstand malicious clients keep them all.
     """
-    return Moments(theta, rank=config.rank, centering=config.centering, layout=layout)  # l. 26-31
+    if config.moments == "mean":
+        return Moments(theta, rank=config.rank, centering=config.centering, layout=layout)  # l. 26-31
+    return RobustMoments(theta, config.moments, byzantine=config.byzantine, rank=config.rank, layout=layout)
 
 
 def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evaluation:
@@ -124,7 +128,7 @@ def _train_tasks(
             occasion=f"round {round + 1}" if phase == 1 else f"phase {phase}",
             part=config.training_part,
             time_limit=config.client_time_limit,
-            learning_rates=learning_rates,
+            learning_rates=tuple(config.rate_factor(client) * rate for rate in learning_rates),
             snapshots=snapshots,
             seed=derive_seed(config.seed, phase, round, client),
             update=config.client_update,

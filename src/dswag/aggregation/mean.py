@@ -19,7 +19,10 @@ class Aggregate:
     num_clients: int
     num_examples: int
     loss: float
-    """Mean training loss of the clients' last local epoch, each example weighing the same."""
+    """Mean training loss of the clients' last local epoch, each example weighing the same.
+
+    Under robust rules the median of the clients' losses, since numbers of examples and losses are what clients claim.
+    """
 
 
 class Mean:

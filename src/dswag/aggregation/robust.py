@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Self
 
 from jaxtyping import Float
@@ -71,8 +72,7 @@ class Robust:
         answers = self.answers.ordered()
         theta = self.combine([answer.thetas[0] for answer in answers], self.anchor, lambda tensor: tensor)
         examples = sum(answer.num_examples for answer in answers)
-        loss = sum(answer.loss * answer.num_examples for answer in answers) / examples
-        return Aggregate(theta, len(answers), examples, loss)
+        return Aggregate(theta, len(answers), examples, loss=median(answer.loss for answer in answers))
 
     def empty(self) -> Self:
         """A fold of the same kind and settings that has taken in nothing."""

@@ -1,6 +1,7 @@
 """One run from its recipe to its scores, saved as it goes."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Self, TypeVar
@@ -20,6 +21,7 @@ from dswag.folds import Both, Snapshots
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
+from dswag.robust_moments import RobustMoments
 from dswag.run_folder import Checkpoint, RoundRecord, RunFolder
 from dswag.scaling import calibrate
 from dswag.server import Server
@@ -127,16 +129,16 @@ def _explore(
     except KeyboardInterrupt:
         # The interrupt may have come in the middle of an addition to the moments, never of one to the list.
         thetas = snapshots.result() if fold.count else theta.new_empty(0, layout.d)
-        if len(thetas) >= 2:
+        with suppress(ValueError):  # too few for a posterior
             folder.save_posterior(_posterior_of(thetas, collect(theta, recipe, layout)))
         raise
     folder.save_posterior(posterior)
     return posterior, thetas
 
 
-def _posterior_of(thetas: Float[Tensor, "s d"], moments: Moments) -> GaussianPosterior:
-    for theta in thetas:
-        moments.add(theta)
+def _posterior_of(thetas: Float[Tensor, "s d"], moments: Moments | RobustMoments) -> GaussianPosterior:
+    for number, theta in enumerate(thetas):
+        moments.add(TrainResult(index=number, client=number, thetas=theta[None], num_examples=1, loss=0.0))
     return moments.posterior()
 
 
