@@ -1,0 +1,129 @@
+"""What malicious clients do to a run on real digits: 2 of 10, on `mnist5k`, with a small network and few rounds."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from attackers import LIES, Attacked, noise, not_a_number
+from torch import nn
+
+import dswag
+from dswag import ClientError, Config, InProcess, Layout, collect, explore, synchronize
+from dswag.aggregation import ROBUST
+from dswag.data import datasets
+from dswag.data.examples import Examples
+from dswag.evaluation.metrics import score
+from dswag.randomness import DrawFrom, generator_for
+from dswag.server import Server
+
+CONFIG = Config(
+    clients=10, rounds=6, learning_rate=0.05, byzantine=2, explore_epochs=2, explore_learning_rate=0.02, samples=10
+)
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
+
+
+@cache
+def setting():
+    """Model, engine of honest clients, and the test set."""
+    digits = datasets.load("mnist5k")
+    train, test = (
+        Examples((part.inputs.flatten(1) / 255 - 0.13) / 0.31, part.targets) for part in (digits.train, digits.test)
+    )
+    with DrawFrom(generator_for(0)):
+        model = nn.Sequential(nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, 10))
+    order = torch.randperm(len(train), generator=generator_for(1))
+    return model, InProcess(model, [train[part] for part in order.tensor_split(10)]), test
+
+
+def engine_with(lie, attackers=2):
+    engine = setting()[1]
+    return engine if lie is None else Attacked(engine, attackers, lie)
+
+
+def rounds(lie=None, **settings):
+    """Phase 1 with the attackers telling this lie."""
+    start = Server(Layout.of(setting()[0]).flatten(setting()[0]))
+    return list(synchronize(engine_with(lie), start, replace(CONFIG, **settings)))
+
+
+def accuracy_of(theta):
+    model, _, test = setting()
+    return score(dswag.ensemble(model, theta[None], test.inputs).probabilities, test.targets).accuracy
+
+
+@cache
+def without_attack(aggregation):
+    return accuracy_of(rounds(aggregation=aggregation)[-1].theta)
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("aggregation", ROBUST)
+def test_robust_rules_stay_within_two_points_of_the_run_without_attack(aggregation, lie):
+    found = accuracy_of(rounds(LIES[lie], aggregation=aggregation)[-1].theta)
+    assert found >= without_attack(aggregation) - 0.02
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_the_mean_collapses(lie):
+    assert without_attack("mean") > 0.85
+    assert accuracy_of(rounds(LIES[lie])[-1].theta) < 0.5
+
+
+def test_clipped_updates_keep_the_mean_from_collapsing():
+    # A step of an honest client has a norm of about 2; the two liars then pull no harder than two honest ones would.
+    found = accuracy_of(rounds(noise, clip_update=2.0)[-1].theta)
+    assert found >= without_attack("mean") - 0.02
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "median"])
+def test_nan_is_refused_at_the_door_whatever_the_rule(aggregation):
+    done = rounds(not_a_number, aggregation=aggregation, on_failure="skip")
+    assert all({client.client for client in each.missing} == {0, 1} for each in done)
+    assert "not finite" in done[0].missing[0].cause
+    assert accuracy_of(done[-1].theta) >= without_attack(aggregation) - 0.02
+    with pytest.raises(ClientError, match=r"client \d failed in round 1: its answer was refused: it is not finite"):
+        rounds(not_a_number, aggregation=aggregation)
+
+
+# --------------------------------------------------------------------------------------------------- phases 2 and 3
+
+
+@cache
+def theta_after_phase_1():
+    return rounds()[-1].theta
+
+
+def posterior_scores(moments, lie=None):
+    """Accuracy and NLL of draws from the posterior whose explorers include two that tell this lie."""
+    model, _, test = setting()
+    config, theta = replace(CONFIG, moments=moments), theta_after_phase_1()
+    posterior = explore(engine_with(lie), theta, config, collect(theta, config)).fold.posterior()
+    return score(dswag.predict(model, posterior, test.inputs, samples=config.samples), test.targets)
+
+
+@cache
+def posterior_scores_without_attack(moments):
+    return posterior_scores(moments)
+
+
+@pytest.mark.parametrize("moments", ["trimmed", "median"])
+def test_robust_moments_give_without_attackers_what_plain_ones_give(moments):
+    plain, robust = posterior_scores_without_attack("mean"), posterior_scores_without_attack(moments)
+    assert abs(robust.accuracy - plain.accuracy) <= 0.01
+    assert abs(robust.nll - plain.nll) <= 0.02
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("moments", ["trimmed", "median"])
+def test_robust_moments_withstand_malicious_explorers(moments, lie):
+    clean, found = posterior_scores_without_attack(moments), posterior_scores(moments, LIES[lie])
+    assert found.accuracy >= clean.accuracy - 0.02
+    assert found.nll <= clean.nll + 0.05
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_malicious_explorers_spoil_plain_moments(lie):
+    clean, found = posterior_scores_without_attack("mean"), posterior_scores("mean", LIES[lie])
+    assert found.nll > clean.nll + 0.05
+    assert found.accuracy < clean.accuracy - 0.01
