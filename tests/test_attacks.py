@@ -4,36 +4,14 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-import torch
 from attackers import LIES, Attacked, noise, not_a_number
-from torch import nn
+from digits import accuracy_of, scores_of, setting, start
 
-import dswag
-from dswag import ClientError, Config, InProcess, Layout, collect, explore, synchronize
+from dswag import ClientError, Config, collect, explore, synchronize
 from dswag.aggregation import ROBUST
-from dswag.data import datasets
-from dswag.data.examples import Examples
-from dswag.evaluation.metrics import score
-from dswag.randomness import DrawFrom, generator_for
-from dswag.server import Server
 
-CONFIG = Config(
-    clients=10, rounds=6, learning_rate=0.05, byzantine=2, explore_epochs=2, explore_learning_rate=0.02, samples=10
-)
+CONFIG = Config(clients=10, rounds=6, learning_rate=0.05, byzantine=2, explore_epochs=2, explore_learning_rate=0.02)
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
-
-
-@cache
-def setting():
-    """Model, engine of honest clients, and the test set."""
-    digits = datasets.load("mnist5k")
-    train, test = (
-        Examples((part.inputs.flatten(1) / 255 - 0.13) / 0.31, part.targets) for part in (digits.train, digits.test)
-    )
-    with DrawFrom(generator_for(0)):
-        model = nn.Sequential(nn.Linear(784, 20), nn.ReLU(), nn.Linear(20, 10))
-    order = torch.randperm(len(train), generator=generator_for(1))
-    return model, InProcess(model, [train[part] for part in order.tensor_split(10)]), test
 
 
 def engine_with(lie, attackers=2):
@@ -43,13 +21,7 @@ def engine_with(lie, attackers=2):
 
 def rounds(lie=None, **settings):
     """Phase 1 with the attackers telling this lie."""
-    start = Server(Layout.of(setting()[0]).flatten(setting()[0]))
-    return list(synchronize(engine_with(lie), start, replace(CONFIG, **settings)))
-
-
-def accuracy_of(theta):
-    model, _, test = setting()
-    return score(dswag.ensemble(model, theta[None], test.inputs).probabilities, test.targets).accuracy
+    return list(synchronize(engine_with(lie), start(), replace(CONFIG, **settings)))
 
 
 @cache
@@ -96,10 +68,8 @@ def theta_after_phase_1():
 
 def posterior_scores(moments, lie=None):
     """Accuracy and NLL of draws from the posterior whose explorers include two that tell this lie."""
-    model, _, test = setting()
     config, theta = replace(CONFIG, moments=moments), theta_after_phase_1()
-    posterior = explore(engine_with(lie), theta, config, collect(theta, config)).fold.posterior()
-    return score(dswag.predict(model, posterior, test.inputs, samples=config.samples), test.targets)
+    return scores_of(explore(engine_with(lie), theta, config, collect(theta, config)).fold.posterior())
 
 
 @cache
