@@ -10,7 +10,7 @@ from digits import accuracy_of, scores_of, setting, start
 from dswag import ClientError, Config, collect, explore, synchronize
 from dswag.aggregation import ROBUST
 
-CONFIG = Config(clients=10, rounds=6, learning_rate=0.05, byzantine=2, explore_epochs=2, explore_learning_rate=0.02)
+CONFIG = Config(clients=10, rounds=6, learning_rate=0.03, byzantine=2, explore_epochs=2, explore_learning_rate=0.02)
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 
@@ -43,8 +43,8 @@ def test_the_mean_collapses(lie):
 
 
 def test_clipped_updates_keep_the_mean_from_collapsing():
-    # A step of an honest client has a norm of about 2; the two liars then pull no harder than two honest ones would.
-    found = accuracy_of(rounds(noise, clip_update=2.0)[-1].theta)
+    # An honest step has a norm of 1 at first and of 0.4 in the end; liars then pull not much harder than the honest.
+    found = accuracy_of(rounds(noise, clip_update=1.0)[-1].theta)
     assert found >= without_attack("mean") - 0.02
 
 

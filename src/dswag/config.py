@@ -46,7 +46,7 @@ class Config:
     aggregation: Literal[
         "mean", "weighted-mean", "median", "trimmed-mean", "geometric-median", "krum", "multi-krum"
     ] = "mean"
-    """Phase 1: the server's Update (line 12); all but the means withstand malicious clients, in memory for all."""
+    """Phase 1: the server's Update (line 12); all but the means withstand malicious clients."""
     byzantine: Share = 0.2
     """Robust rules: share of the clients of an exchange that may be malicious (f); "trimmed-mean" cuts so many."""
     clip_update: Rate | None = None
