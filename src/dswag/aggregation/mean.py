@@ -60,28 +60,24 @@ class Mean:
         self._num_examples += other._num_examples
         self._num_clients += other._num_clients
 
+    def empty(self) -> Self:
+        """A mean of the same kind of no clients."""
+        return type(self)(self.anchor, weighted=self.weighted)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums."""
+        numbers = (self._weight, self._loss_sum, self._num_examples, self._num_clients)
+        return {"sum [d]": self._sum, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the sums of another."""
+        self._sum = state["sum [d]"].clone()
+        self._weight, self._loss_sum, num_examples, num_clients = state["numbers"].tolist()
+        self._num_examples, self._num_clients = int(num_examples), int(num_clients)
+
     def result(self) -> Aggregate:
         """The mean so far."""
         if not self._num_clients:
             raise ValueError("there is no mean of no clients: add a result first")
         theta = (self._sum / self._weight).to(self.anchor.dtype)
         return Aggregate(theta, self._num_clients, self._num_examples, self._loss_sum / self._num_examples)
-
-    def empty(self) -> Self:
-        """A fold of the same kind and settings that has taken in nothing."""
-        return type(self)(self.anchor, weighted=self.weighted)
-
-    def state(self) -> dict[str, Tensor]:
-        """All that was taken in."""
-        return {
-            "sum": self._sum,
-            "weight": torch.tensor(self._weight, dtype=torch.float64),
-            "loss_sum": torch.tensor(self._loss_sum, dtype=torch.float64),
-            "counts": torch.tensor([self._num_examples, self._num_clients]),
-        }
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Becomes, in place, the fold whose `state` this is."""
-        self._sum = state["sum"].clone()
-        self._weight, self._loss_sum = float(state["weight"]), float(state["loss_sum"])
-        self._num_examples, self._num_clients = state["counts"].tolist()
