@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dswag.aggregation import Mean
+from dswag.aggregation import Mean, aggregator
 from dswag.batch_norm import PooledStatistics
 from dswag.exchange import _Door
 from dswag.experiments.run import _Watched
@@ -85,6 +85,11 @@ def door(fold):
 FOLDS = {
     "mean": (lambda: Mean(torch.zeros(D)), trained),
     "weighted mean": (lambda: Mean(torch.zeros(D), weighted=True), trained),
+    "median": (lambda: aggregator("median", torch.zeros(D), byzantine=1), trained),
+    "clipped trimmed mean": (
+        lambda: aggregator("trimmed-mean", torch.zeros(D), byzantine=0.2, clip_update=2.0),
+        trained,
+    ),
     "moments": (lambda: Moments(torch.ones(D), rank=3), trained),
     "moments without an anchor": (lambda: Moments(rank=3), trained),
     "moments without columns": (lambda: Moments(torch.ones(D), rank=0), trained),

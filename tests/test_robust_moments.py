@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranges import in_ranges, spread_copy
 from training_results import folded
 
 from dswag.moments import Moments
@@ -179,6 +180,18 @@ def test_moments_cross_to_another_process_and_go_on_there(estimator):
     assert one.layout == other.layout == layout
     assert one.count == other.count == 18
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
+
+
+@each_estimator
+@pytest.mark.parametrize(("s", "rank"), [(1, 4), (2, 20), (2, 0)])
+def test_processes_that_hold_a_range_of_the_coordinates_each_agree_with_one_that_holds_all(estimator, s, rank):
+    thetas = random_thetas(9, s)
+    thetas[4] *= 20
+    fold = folded(RobustMoments(torch.ones(30), estimator, byzantine=2, rank=rank), results_of(thetas))
+    expected = fold.posterior().tensors()
+    for posterior in in_ranges((0, 11, 30), lambda coordinates: spread_copy(fold, coordinates).posterior()):
+        assert posterior.tensors().keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in posterior.tensors().items())
 
 
 @each_estimator

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dswag.answers import Answers
+from dswag.answers import AllCoordinates, Answers
 from dswag.cohorts import malicious_number
 from dswag.columns import LastColumns
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.randomness import derive_seed
 from dswag.rows import over_parts, sorted_columns
-from dswag.tasks import TrainResult
+from dswag.tasks import Coordinates, TrainResult
 
 Estimator = Literal["trimmed", "median"]
 
@@ -67,6 +67,7 @@ class RobustMoments:
         self.rank = rank
         self.layout = layout
         self._answers = Answers(anchor)
+        self._coordinates: Coordinates = AllCoordinates()
 
     def add(self, result: TrainResult) -> None:
         """Keeps a copy of one client's snapshots."""
@@ -91,17 +92,22 @@ class RobustMoments:
             )
         cut = byzantine if self.estimator == "trimmed" else (len(answers) - 1) // 2
         location, between, within = self._estimates(answers, cut)
-        columns = self._columns(answers, location, byzantine)
-        dtype = self.anchor.dtype
+        anchor, dtype = self._coordinates.part(self.anchor), self.anchor.dtype
+        columns = self._columns(answers, anchor, location, byzantine)
+        inner = columns.within()
         return GaussianPosterior(
-            mean=location.to(dtype),
-            variance=(between + within).to(dtype),
-            deviations=columns.centred(location - self.anchor.double()),
+            mean=self._coordinates.whole(location.to(dtype)),
+            variance=self._coordinates.whole((between + within).to(dtype)),
+            deviations=self._whole_rows(columns.centred(location - anchor.double())),
             count=sum(len(answer.thetas) for answer in answers),
             layout=self.layout,
-            variance_within=None if counts == {1} else within.to(dtype),
-            deviations_within=columns.within(),
+            variance_within=None if counts == {1} else self._coordinates.whole(within.to(dtype)),
+            deviations_within=None if inner is None else self._whole_rows(inner),
         )
+
+    def spread(self, coordinates: Coordinates) -> None:
+        """From now on the snapshots kept are a range of the coordinates, the rest of which other processes hold."""
+        self._coordinates = coordinates
 
     def result(self) -> GaussianPosterior:
         """The posterior, under the name that folds give to their outcome."""
@@ -119,10 +125,11 @@ class RobustMoments:
         """Becomes, in place, the fold whose `state` this is."""
         self._answers.load(state)
 
-    def _estimates(self, answers: list[TrainResult], cut: int) -> Float64[Tensor, "3 d"]:
+    def _estimates(self, answers: list[TrainResult], cut: int) -> Float64[Tensor, "3 p"]:
         """Location, and variance between and within clients."""
         clients, snapshots = len(answers), len(answers[0].thetas)
-        found = torch.zeros(3, len(self.anchor), dtype=torch.float64, device=self.anchor.device)
+        first = answers[0].thetas
+        found = torch.zeros(3, first.shape[1], dtype=torch.float64, device=first.device)
         between_factor = consistency(self.estimator, clients, cut)
         within_factor = scatter_consistency(clients, snapshots, cut) if snapshots > 1 else 0.0
 
@@ -140,17 +147,22 @@ class RobustMoments:
             pass
         return found
 
-    def _columns(self, answers: list[TrainResult], location: Float64[Tensor, "d"], byzantine: int) -> LastColumns:
+    def _columns(
+        self, answers: list[TrainResult], anchor: Float[Tensor, "p"], location: Float64[Tensor, "p"], byzantine: int
+    ) -> LastColumns:
         """Those of the clients that are left without the f furthest, of equally far ones without the last."""
-        distances = [float((answer.thetas.double() - location).square_().sum()) for answer in answers]
+        parts = [(answer.thetas.double() - location).square_().sum() for answer in answers]
+        distances = self._coordinates.total(torch.stack(parts).cpu()).tolist()
         nearest = sorted(range(len(answers)), key=distances.__getitem__)[: len(answers) - byzantine]
-        columns = LastColumns(self.anchor, self.rank)
+        columns = LastColumns(anchor, self.rank)
         for number in sorted(nearest):
             answer = answers[number]
-            columns.add(
-                answer.thetas, self.anchor, [(answer.index, snapshot) for snapshot in range(len(answer.thetas))]
-            )
+            columns.add(answer.thetas, anchor, [(answer.index, snapshot) for snapshot in range(len(answer.thetas))])
         return columns
+
+    def _whole_rows(self, rows: Float[Tensor, "k p"]) -> Float[Tensor, "k d"]:
+        whole = [self._coordinates.whole(row) for row in rows]
+        return torch.stack(whole) if whole else rows.new_empty(0, len(self.anchor))
 
 
 def location_and_scatter(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranges import in_ranges, spread_copy
 from training_results import folded, make_results, results_of
 
 from dswag.aggregation import ROBUST, RULES, aggregator
@@ -178,7 +179,7 @@ def test_a_fold_crosses_to_another_process_and_goes_on_there(make):
     there = here.empty()
     with pytest.raises(ValueError, match="add a result first"):
         there.result()
-    there.load({name: tensor.clone() for name, tensor in here.state().items()})
+    there.load(here.state())
     expected = folded(here, results[5:]).result()
     found = folded(there, results[5:]).result()
     assert torch.equal(found.theta, expected.theta)
@@ -205,21 +206,13 @@ def test_the_number_of_threads_changes_no_bit(rule):
 
 
 @each_robust_rule
-def test_parts_of_theta_can_be_computed_apart(rule):
-    rows, anchor = torch.randn(N, D, generator=generator_for(3)), torch.ones(D)
-    fold = aggregator(rule, anchor, byzantine=F)
-    edges = (0, 7, 30, D)
-    parts = [slice(a, b) for a, b in pairwise(edges)]
-    seen = []
-
-    def combine(part, total):
-        return fold.combine([row[part] for row in rows], anchor[part], total)
-
-    for part in parts:  # what each part would have sent
-        combine(part, lambda tensor: seen.append(tensor.clone()) or tensor)
-    found = torch.cat([combine(part, lambda tensor: sum(seen)) for part in parts])
-    assert_same(rule, found, outcome(rule, rows, anchor))
-    assert all(tensor.shape == (N, N) for tensor in seen)  # nothing of the length of θ is summed
+@pytest.mark.parametrize("limit", [None, CLIPPED])
+def test_processes_that_hold_a_range_of_the_coordinates_each_agree_with_one_that_holds_all(rule, limit):
+    fold = folded(aggregator(rule, torch.ones(D), byzantine=F, clip_update=limit), make_results(N))
+    expected = fold.result()
+    for found in in_ranges((0, 7, 30, D), lambda coordinates: spread_copy(fold, coordinates).result()):
+        assert_same(rule, found.theta, expected.theta)
+        assert replace(found, theta=expected.theta) == expected
 
 
 # ------------------------------------------------------------------------------------------------- malicious clients

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dswag.aggregation.mean import Aggregate, Mean
 from dswag.aggregation.robust import Robust
-from dswag.tasks import TrainResult
+from dswag.tasks import Coordinates, TrainResult, spread
 
 RuleT = TypeVar("RuleT", Mean, Robust)
 
@@ -41,6 +41,10 @@ class Clipped(Generic[RuleT]):
     def result(self) -> Aggregate:
         """What the rule makes of the updates so far."""
         return self.rule.result()
+
+    def spread(self, coordinates: Coordinates) -> None:
+        """Tells the rule."""
+        spread(self.rule, coordinates)
 
     def empty(self) -> Self:
         """A fold of the same kind and settings that has taken in nothing."""

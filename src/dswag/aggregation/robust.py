@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dswag.aggregation.mean import Aggregate
-from dswag.answers import Answers
+from dswag.answers import AllCoordinates, Answers
 from dswag.cohorts import malicious_number
 from dswag.rows import Rows
-from dswag.tasks import TrainResult
+from dswag.tasks import Coordinates, TrainResult
 
 Total = Callable[[Tensor], Tensor]
 """Sums a small tensor over the parts of θ: where one process holds all of θ, the tensor as it is."""
@@ -48,6 +48,7 @@ class Robust:
         self.rule = rule
         self.byzantine = byzantine
         self.answers = Answers(anchor)
+        self._coordinates: Coordinates = AllCoordinates()
 
     def add(self, result: TrainResult) -> None:
         """Keeps a copy of one client's last snapshot."""
@@ -57,22 +58,24 @@ class Robust:
         """Keeps another fold's too."""
         self.answers.merge(other.answers)
 
-    def combine(self, rows: Rows, anchor: Float[Tensor, "p"], total: Total) -> Float[Tensor, "p"]:
-        """What the rule makes of a part of θ, given that part of every client's row, in task order.
+    def result(self) -> Aggregate:
+        """What the rule makes of the clients so far.
 
         Raises:
             ValueError: too few clients for the rule.
         """
-        if not rows:
+        answers, coordinates = self.answers.ordered(), self._coordinates
+        if not answers:
             raise ValueError(f"there is no {self.rule.name} of no clients: add a result first")
-        return self.rule.function(rows, anchor, self.rule.malicious(self.byzantine, len(rows)), total)
-
-    def result(self) -> Aggregate:
-        """What the rule makes of the clients so far."""
-        answers = self.answers.ordered()
-        theta = self.combine([answer.thetas[0] for answer in answers], self.anchor, lambda tensor: tensor)
+        byzantine = self.rule.malicious(self.byzantine, len(answers))
+        rows, anchor = [answer.thetas[0] for answer in answers], coordinates.part(self.anchor)
+        theta = coordinates.whole(self.rule.function(rows, anchor, byzantine, coordinates.total))
         examples = sum(answer.num_examples for answer in answers)
         return Aggregate(theta, len(answers), examples, loss=median(answer.loss for answer in answers))
+
+    def spread(self, coordinates: Coordinates) -> None:
+        """From now on the weights kept are a range of the coordinates, the rest of which other processes hold."""
+        self._coordinates = coordinates
 
     def empty(self) -> Self:
         """A fold of the same kind and settings that has taken in nothing."""
