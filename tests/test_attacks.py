@@ -58,6 +58,11 @@ def test_nan_is_refused_at_the_door_whatever_the_rule(aggregation):
         rounds(not_a_number, aggregation=aggregation)
 
 
+def test_too_few_answers_for_a_rule_end_the_run():
+    with pytest.raises(ValueError, match="krum needs at least 7 clients where 2 may be malicious, got 6"):
+        list(synchronize(engine_with(not_a_number, 4), start(), replace(CONFIG, aggregation="krum", on_failure="skip")))
+
+
 # --------------------------------------------------------------------------------------------------- phases 2 and 3
 
 

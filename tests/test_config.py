@@ -167,7 +167,6 @@ configs = st.builds(
     stop_accuracy=st.none() | st.floats(0.01, 1.0),
     momentum=st.floats(0, 1, exclude_max=True),
     aggregation=st.sampled_from(["mean", "weighted-mean"]),
-    rate_factors=st.just(()),
     batch_norm_examples=st.none() | st.integers(2, 10**6),
     rank=st.just(0) | st.integers(2, 100),
 )

@@ -50,7 +50,7 @@ class Config:
     byzantine: Share = 0.2
     """Robust rules: share of the clients of an exchange that may be malicious (f); "trimmed-mean" cuts so many."""
     clip_update: Rate | None = None
-    """Robust rules: largest norm of a client's step away from θ in phase 1, before any rule; no limit if not given."""
+    """Robust rules: largest norm of a client's step from θ in phase 1, before any rule; no limit if not given."""
     server_optimizer: Literal["plain", "momentum", "adagrad", "yogi", "adam"] = "plain"
     """Server update: what the server does with the step from θ to the clients' aggregate."""
     server_learning_rate: Rate = 1.0

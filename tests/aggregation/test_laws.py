@@ -11,10 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from ranges import in_ranges, spread_copy
 from training_results import folded, make_results, results_of
 
 from dswag.aggregation import ROBUST, RULES, aggregator
+from dswag.config import Config
 from dswag.randomness import generator_for
 from dswag.threads import computing_with
 
@@ -54,6 +56,13 @@ def assert_same(rule, actual, expected):
         assert torch.equal(actual, expected)
     else:  # iterated or summed in another order: float64, then rounded once; the geometric median to its tolerance
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-4 if rule == "geometric-median" else 1e-6)
+
+
+def test_every_rule_is_a_setting():
+    for rule in RULES:
+        assert Config(aggregation=rule).aggregation == rule
+    with pytest.raises(ValidationError, match=", ".join(f"'{rule}'" for rule in RULES[:-1])):  # these and no others
+        Config(aggregation="none of them")
 
 
 @each_rule

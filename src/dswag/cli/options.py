@@ -184,7 +184,7 @@ def _with_settings(command: type[Train]) -> type[Train]:
 
 
 def _flag(setting: Setting) -> Any:
-    default = "none" if setting.default is None else setting.default
+    default = "none" if setting.default in (None, ()) else setting.default
     return Annotated[
         setting.annotation, arg(help=setting.description, help_behavior_hint=f"(default: {default})", prefix_name=False)
     ]
