@@ -1,0 +1,124 @@
+"""Mean of snapshots and scatter around it, in place (Algorithm 1, line 27)."""
+
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dswag.threads import default_workers, ordered_map
+
+CHUNK = 1 << 16
+"""Elements handled at a time, so that what lies between two passes stays in the processor's cache."""
+
+BLOCK = 1 << 20
+"""Elements that one thread goes through before it takes the next."""
+
+Rows = Sequence[tuple[Float[Tensor, "d"] | None, Float[Tensor, "d"] | None]]
+"""Where each snapshot's difference to the anchor goes, and where that to its client's mean; None for nowhere."""
+
+
+class Scatter:
+    """Mean of θ - anchor and sum of (θ - mean)² [d], changed in place.
+
+    Snapshots are taken in as by Welford (1962), and out by the same steps backwards; merging joins two samples as Chan,
+    Golub & LeVeque (1983) do.
+
+    The anchor becomes the first snapshot, wherever all of them started from: of n numbers none lies further from their
+    mean than √(n - 1) standard deviations (Samuelson 1968). So the mean of the differences is never so much larger than
+    the scatter that its rounding would spoil it (`test_drift_from_the_anchor_costs_no_digits`).
+    """
+
+    def __init__(self, anchor: Float[Tensor, "d"]) -> None:
+        self.count = 0
+        self.anchor = anchor
+        self.mean = torch.zeros_like(anchor)
+        self.total = torch.zeros_like(anchor)
+        self.within: Tensor | None = None  # the part within clients, allocated once a client has several snapshots
+
+    def add(self, thetas: Float[Tensor, "s d"], rows: Rows, *, running: bool = False) -> None:
+        """Takes in a client's snapshots and fills their rows: with θ less the mean so far if `running`."""
+        if not self.count:
+            self.anchor.copy_(thetas[0])
+        self._take(thetas, rows, 1, running)
+
+    def remove(self, thetas: Float[Tensor, "s d"]) -> None:
+        """Takes a client's snapshots out again."""
+        self._take(thetas, [(None, None)] * len(thetas), -1, False)
+
+    def merge(self, other: Self, shift: Float[Tensor, "d"]) -> None:
+        """Takes in another's, whose anchor lies `shift` from this one's; `shift` is used up."""
+        before, self.count = self.count, self.count + other.count
+        step = shift.add_(other.mean).sub_(self.mean)
+        self.mean.add_(step, alpha=other.count / self.count)
+        self.total.add_(other.total).addcmul_(step, step, value=before * other.count / self.count)
+        if other.within is not None:
+            self.within = other.within.clone() if self.within is None else self.within.add_(other.within)
+
+    def _take(self, thetas: Float[Tensor, "s d"], rows: Rows, sign: int, running: bool) -> None:
+        """Elementwise, so that nothing depends on the blocks, nor on how many of them are at work at a time."""
+        if len(thetas) > 1 and self.within is None:
+            self.within = torch.zeros_like(self.total)
+        d, on_cpu = len(self.anchor), self.anchor.device.type == "cpu"
+        block, chunk = (BLOCK, CHUNK) if on_cpu else (d, d)
+        differences, own_differences = zip(*rows, strict=True)
+        vectors = [self.anchor, self.mean, self.total, self.within, *thetas, *differences, *own_differences]
+
+        def take(_: None, start: int) -> None:
+            buffers = self.anchor.new_empty(3 if len(thetas) > 1 else 1, min(chunk, d))
+            split = [repeat(None) if v is None else v[start : start + block].split(chunk) for v in vectors]
+            for anchor, mean, total, within, *others in zip(*split, strict=False):
+                parts, rows, own_rows = (others[s * len(thetas) : (s + 1) * len(thetas)] for s in range(3))
+                free = buffers[:, : len(anchor)].unbind()
+                self._welford(anchor, mean, total, zip(parts, rows, strict=True), sign, running, free[0])
+                if len(thetas) > 1:
+                    within.add_(_own_scatter(parts, own_rows, free), alpha=sign)
+
+        blocks = range(0, d, block)
+        for _ in ordered_map(take, [None] * min(default_workers(), len(blocks)), blocks):
+            pass
+        self.count += sign * len(thetas)
+
+    def _welford(
+        self,
+        anchor: Tensor,
+        mean: Tensor,
+        total: Tensor,
+        snapshots: Iterable[tuple[Tensor, Tensor | None]],
+        sign: int,
+        running: bool,
+        step: Tensor,
+    ) -> None:
+        """Takes parts of snapshots in, one by one, or out."""
+        n = self.count
+        for theta, row in snapshots:
+            torch.sub(theta, anchor, out=step)
+            if row is not None and not running:
+                row.copy_(step)
+            step.sub_(mean)
+            n, before = n + sign, n
+            if n:
+                mean.add_(step, alpha=sign / n)
+                total.addcmul_(step, step, value=sign * before / n)
+            else:
+                mean.zero_()
+                total.zero_()
+            if row is not None and running:
+                torch.mul(step, before / n, out=row)  # θ less the mean with it
+
+
+def _own_scatter(thetas: Sequence[Tensor], rows: Sequence[Tensor | None], buffers: Sequence[Tensor]) -> Tensor:
+    """The scatter of a client's snapshots around its mean, in differences to the first of them; fills the rows."""
+    mean, difference, total = buffers
+    for buffer in (mean, total):
+        buffer.zero_()
+    for theta in thetas[1:]:
+        mean.add_(torch.sub(theta, thetas[0], out=difference), alpha=1 / len(thetas))
+    for theta, row in zip(thetas, rows, strict=True):
+        torch.sub(theta, thetas[0], out=difference).sub_(mean)
+        total.addcmul_(difference, difference)
+        if row is not None:
+            row.copy_(difference)
+    return total
