@@ -11,7 +11,7 @@ from torch import nn
 
 from dswag import GaussianPosterior, Layout, PosteriorFileError
 from dswag.randomness import generator_for
-from dswag.sampling import BLOCK, CHUNK
+from dswag.sampling import BLOCK, CHUNK, GROUP
 
 N = 40_000
 
@@ -64,16 +64,32 @@ def test_one_draw_of_z2_serves_all_of_theta():
 @pytest.mark.parametrize("d", [1, CHUNK - 1, CHUNK + 1, BLOCK, BLOCK + CHUNK + 3])
 def test_a_draw_does_not_depend_on_its_companions_or_the_threads(d):
     posterior = make(d, k=3)
-    together = posterior.sample(7, 5)
+    n = 2 * GROUP + 1
+    together = posterior.sample(7, n)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = torch.cat([posterior.sample(7, first=number) for number in range(5)])
+        for size in (1, 2, GROUP, n - 1):
+            apart = [posterior.sample(7, min(size, n - number), first=number) for number in range(0, n, size)]
+            assert torch.equal(together, torch.cat(apart))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(together, alone)
     assert not torch.equal(together[0], together[1])
     assert not torch.equal(posterior.sample(8)[0], together[0])
+
+
+def test_draws_can_go_into_memory_that_is_there():
+    posterior = make(d=50, k=3)
+    memory = torch.full((4, 50), float("nan"))
+    assert posterior.sample(3, 2, first=1, out=memory[1:3]).data_ptr() == memory[1].data_ptr()
+    assert torch.equal(memory[1:3], posterior.sample(3, 2, first=1))
+    assert memory[[0, 3]].isnan().all()
+
+
+@pytest.mark.parametrize("out", [torch.empty(2, 5), torch.empty(6), torch.empty(2, 6, dtype=torch.float64)])
+def test_memory_that_does_not_fit_the_draws_is_refused(out):
+    with pytest.raises(ValueError, match=r"out must have shape \[2, 6\], torch.float32 on cpu, got"):
+        make(d=6, k=3).sample(0, 2, out=out)
 
 
 def test_drawing_leaves_the_global_generator_and_the_posterior_alone():
