@@ -245,6 +245,92 @@ def test_modules_and_state_dicts_are_matched_by_name():
         assert posterior.layout == layout
 
 
+class Attention(nn.Module):
+    """Owns a parameter and children, as does MultiheadAttention in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.token = nn.Parameter(torch.zeros(1, 4))
+        self.register_buffer("scale", torch.tensor(3.0))
+        self.register_buffer("steps", torch.tensor(7))
+
+
+def test_modules_that_own_parameters_and_children_are_averaged_by_name():
+    """Public SWAG fails on them, or assigns values to other parameters."""
+    models = [Attention() for _ in range(3)]
+    moments, means = Moments(), {}
+    for seed, model in enumerate(models):
+        for name, parameter in model.named_parameters():
+            nn.init.normal_(parameter, generator=generator_for(seed, len(name)))
+            means[name] = means.get(name, 0) + parameter.detach().double() / 3
+        moments.add(model)
+    fresh = Attention()
+    moments.posterior().mean_into(fresh)
+    for name, parameter in fresh.named_parameters():
+        torch.testing.assert_close(parameter.double(), means[name], rtol=1e-6, atol=1e-7)
+    assert (fresh.scale, fresh.steps) == (3.0, 7)
+
+
+def test_every_snapshot_weighs_the_same_and_the_anchor_nothing():
+    moments = Moments(torch.full((3,), 100.0))
+    for index, value in ((7, 1.0), (2, 2.0), (90, 3.0), (4, 4.0)):
+        moments.add(torch.full((3,), value), index=index)
+    assert torch.equal(moments.posterior().mean, torch.full((3,), 2.5))
+    assert torch.equal(moments.posterior().variance, torch.full((3,), 1.25))
+
+
+@pytest.mark.parametrize("n", [2, 5, 20])
+def test_draws_spread_as_far_as_the_snapshots(n):
+    """Half of Σ_diag with divisor n and half of D Dᵀ with n - 1: (1 + n / (n - 1)) / 2 times the variance."""
+    _, thetas = snapshots(n, d=50, spread=1e-2)
+    v, f = accumulate(None, thetas).posterior().factors()
+    _, variance = two_pass_moments(thetas)
+    expected = (1 + n / (n - 1)) / 2 * variance
+    torch.testing.assert_close((v + f.square().sum(0)).double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", ["last", "svd"])
+def test_half_precision_snapshots_are_summed_in_single(dtype, columns):
+    thetas = [theta.to(dtype) for theta in snapshots(20, size=1.0, spread=1e-2)[1]]
+    mean, variance = two_pass_moments(thetas)
+    posterior = accumulate(None, thetas, columns=columns).posterior()
+    assert {tensor.dtype for tensor in posterior.tensors().values()} == {torch.float32}
+    assert relative_error(posterior.variance, variance) < 1e-6
+    torch.testing.assert_close(posterior.mean, mean.float())
+
+
+@pytest.mark.parametrize("theta", [torch.arange(4), torch.zeros(4, dtype=torch.complex64), torch.zeros(0)])
+def test_what_is_no_vector_of_real_numbers_is_refused(theta):
+    moments = Moments()
+    with pytest.raises(ValueError, match="θ"):
+        moments.add(theta)
+    assert moments.count == 0
+
+
+def test_a_snapshot_that_does_not_fit_the_layout_is_refused():
+    with pytest.raises(ValueError, match=r"θ must have shape \[16\] for these parameters, got \[15\]"):
+        Moments(layout=Layout(("weight",), ((4, 4),))).add(torch.zeros(15))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("columns", ["last", "svd"])
+def test_a_gpu_gives_the_same_moments_and_draws(columns):
+    clients = of_clients((2, 3, 1, 2), d=70_000)
+    here, there = (accumulate(None, [c.to(device) for c in clients], columns=columns) for device in ("cpu", "cuda"))
+    mine, theirs = here.posterior(), there.posterior()
+    for name in ("mean", "variance", "variance_within"):
+        torch.testing.assert_close(theirs.tensors()[name].cpu(), mine.tensors()[name], rtol=1e-4, atol=1e-4)
+    lengths, expected = (p.deviations.norm(dim=0).cpu() for p in (theirs, mine))
+    torch.testing.assert_close(lengths, expected, rtol=1e-4, atol=1e-4)
+    if columns == "last":  # principal directions are the same up to their signs
+        draws = theirs.sample(3, 2, first=1)
+        torch.testing.assert_close(draws.cpu(), mine.sample(3, 2, first=1), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"on cuda:0, got .* on cpu"):
+        there.add(clients[0])
+
+
 def test_tied_weights_enter_once():
     """Public SWAG leaves them at zero."""
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
@@ -368,6 +454,17 @@ def test_a_withdrawn_outlier_needs_float64():
         moments = accumulate(None, [*thetas, 1000 + thetas[0]], rank=0, dtype=dtype)
         moments.remove(1000 + thetas[0], index=20)
         assert relative_error(moments.posterior().variance, variance) < worst
+
+
+@pytest.mark.parametrize(("size", "index"), [(2, 5), (3, 1)])
+def test_what_was_not_added_cannot_be_removed(size, index):
+    clients = of_clients((2, 2, 2))
+    moments = accumulate(None, clients)
+    before = moments.posterior().variance
+    with pytest.raises(ValueError, match="nothing can be removed that was not added"):
+        moments.remove(torch.zeros(size, 40), index=index)
+    assert moments.count == 6
+    assert torch.equal(moments.posterior().variance, before)
 
 
 def test_moments_can_be_emptied_and_filled_again():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -201,6 +202,27 @@ def test_a_file_gives_back_every_bit(tmp_path):
         assert torch.equal(loaded.tensors()[name], tensor)
     assert (loaded.count, loaded.layout) == (17, layout)
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def memory_of_its_own():
+    """Bytes of this process that are mapped from no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells mapped memory apart")
+def test_a_file_is_loaded_and_drawn_from_without_its_columns_in_memory(tmp_path):
+    k, d = 32, 1_000_000
+    columns = torch.zeros(k, d)
+    GaussianPosterior(torch.zeros(d), torch.ones(d), columns, count=k).save(tmp_path / "posterior.safetensors")
+    draw, size = torch.zeros(1, d), columns.nbytes
+    del columns
+    before = memory_of_its_own()
+    posterior = GaussianPosterior.load(tmp_path / "posterior.safetensors")
+    for number in range(3):
+        posterior.sample(0, first=number, out=draw)
+    grown = memory_of_its_own() - before
+    assert grown < size / 4
 
 
 def test_a_posterior_without_columns_or_layout_can_be_saved(tmp_path):

@@ -76,7 +76,9 @@ class LastColumns:
         """Frees the columns' slots; refused once others made room for them."""
         if self.running:
             raise ValueError('columns centred on the running mean cannot be removed: use centering="final"')
-        held = [slot for slot, key in enumerate(self._keys) if key in set(keys)]
+        held = [slot for slot, key in enumerate(self._keys) if key in keys]
+        if len(held) < len(keys) and not self._displaced:
+            raise ValueError(f"nothing can be removed that was not added: {len(held)} of {len(keys)} snapshots were")
         if held and self._displaced:
             raise ValueError(
                 f"the columns of {keys[0][0]} cannot be removed: earlier columns made room for them and are gone; "

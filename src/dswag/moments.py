@@ -102,7 +102,7 @@ class Moments:
 
         Raises:
             ValueError: columns that have made others go, that are principal directions, or centred on a running mean;
-                or more snapshots than there are.
+                more snapshots than there are, or an index that is known to be none.
         """
         thetas, _ = self._read(snapshot, index)
         scatter = self._fitting(thetas, index)
@@ -189,7 +189,7 @@ class Moments:
         return scatter
 
     def _allocate(self, like: Float[Tensor, "d"]) -> Scatter:
-        if like.dim() != 1 or not like.is_floating_point():
+        if like.dim() != 1 or not len(like) or not like.is_floating_point():
             raise ValueError(f"θ must be a vector [d] of real numbers, got {like.dtype} of shape {list(like.shape)}")
         if self.layout is not None:
             self.layout.check(like)

@@ -237,7 +237,7 @@ class GaussianPosterior:
         whole = whole[..., part]
         if within is None or inner == outer:
             return whole if outer == 1 else outer * whole
-        return outer * whole + (inner - outer) * within[..., part]
+        return (outer * whole).add_(within[..., part], alpha=inner - outer)
 
     def _weights(self, kind: Kind, scale: float) -> tuple[float, float]:
         """What multiplies diag(variance) and D Dᵀ in the covariance."""
