@@ -161,6 +161,33 @@ def test_the_model_is_left_as_it_was(make_model, make_clients):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Scaled(nn.Module):
+    """Computes with a buffer that no training changes, and counts with another."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("scale", torch.ones(6))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(self.scale * x)
+
+
+def test_draws_are_predicted_with_the_models_own_buffers():
+    model, x = Scaled(), inputs()
+    model.scale.fill_(0.5)
+    posterior = around(model)
+    found = predict(model, posterior, x, samples=4)
+    views = [posterior.layout.views(theta) for theta in posterior.sample(0, 4)]
+    members = [(0.5 * x @ view["linear.weight"].T + view["linear.bias"]).softmax(1) for view in views]
+    torch.testing.assert_close(found, sum(members) / 4)
+    with posterior.sampled(model, seed=0):
+        torch.testing.assert_close(model(x).softmax(1), members[0])
+    assert model.calls == 1
+
+
 def test_inputs_may_come_from_a_loader(make_model):
     model, x = make_model(), inputs()
     posterior = around(model)
