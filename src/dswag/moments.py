@@ -172,7 +172,10 @@ class Moments:
             if self.layout is None:
                 raise ValueError("a state dict needs a layout: Moments(layout=Layout.of(model))")
             snapshot = self.layout.flatten(snapshot)
-        return (snapshot.detach()[None] if snapshot.dim() == 1 else snapshot.detach()), key
+        thetas = snapshot.detach()[None] if snapshot.dim() == 1 else snapshot.detach()
+        if self.layout is not None and thetas.dim() == 2 and len(thetas):
+            self.layout.check(thetas[0])
+        return thetas, key
 
     def _fitting(self, thetas: Float[Tensor, "s d"], key: int) -> Scatter:
         """What takes these snapshots in, if they are fit to be: nothing has changed yet where they are not."""
@@ -191,8 +194,6 @@ class Moments:
     def _allocate(self, like: Float[Tensor, "d"]) -> Scatter:
         if like.dim() != 1 or not len(like) or not like.is_floating_point():
             raise ValueError(f"θ must be a vector [d] of real numbers, got {like.dtype} of shape {list(like.shape)}")
-        if self.layout is not None:
-            self.layout.check(like)
         self._scatter = Scatter(like.to(self.dtype or torch.promote_types(like.dtype, torch.float32), copy=True))
         self._columns = (
             PrincipalColumns(self._scatter.anchor, self.rank)
