@@ -36,8 +36,8 @@ def relative_error(actual, expected):
     return ((actual.double() - expected).abs() / expected.clamp_min(1e-300)).max().item()
 
 
-BOUND = {torch.float32: 1e-6, torch.float64: 1e-12}
-"""Relative errors of variances of up to 50 snapshots; in float32 their root mean square is 1e-7."""
+BOUND = {torch.float32: 1e-6, torch.float64: 1e-7}
+"""Relative errors of float32 variances of up to 50 snapshots, by the dtype of the sums; rounding alone costs 6e-8."""
 
 
 @pytest.mark.parametrize("dtype", BOUND)
@@ -47,10 +47,17 @@ def test_every_variance_is_within_one_millionth_of_two_pass_float64(n, size, spr
     anchor, thetas = snapshots(n, size=size, spread=spread)
     mean, variance = two_pass_moments(thetas)
     posterior = accumulate(anchor, thetas, dtype=dtype).posterior()
-    assert posterior.mean.dtype == posterior.deviations.dtype == dtype
-    # Of two snapshots a difference may be as small as its own rounding error, which scales with the distance between.
+    assert {tensor.dtype for tensor in posterior.tensors().values()} == {torch.float32}
     assert relative_error(posterior.variance, variance) < BOUND[dtype]
-    torch.testing.assert_close(posterior.mean, mean.to(dtype), rtol=1.2e-7, atol=1e-6 * spread)
+    torch.testing.assert_close(posterior.mean, mean.float(), rtol=1.2e-7, atol=1e-6 * spread)
+
+
+def test_double_snapshots_keep_their_digits():
+    thetas = [theta.double() + 1e-9 * theta.double().sin() for theta in snapshots(20)[1]]
+    _, variance = two_pass_moments(thetas)
+    posterior = accumulate(None, thetas).posterior()
+    assert posterior.variance.dtype == torch.float64
+    assert relative_error(posterior.variance, variance) < 1e-10  # of differences whose own rounding is 1e-11 of them
 
 
 def test_variance_survives_where_the_printed_formula_cancels():
@@ -77,7 +84,7 @@ def test_order_does_not_matter(dtype):
     anchor, thetas = snapshots(30)
     forward = accumulate(anchor, thetas, dtype=dtype).posterior()
     backward = accumulate(anchor, thetas[::-1], dtype=dtype).posterior()
-    torch.testing.assert_close(backward.variance, forward.variance, rtol=2 * BOUND[dtype], atol=0)
+    torch.testing.assert_close(backward.variance, forward.variance, rtol=1.2 * BOUND[dtype], atol=0)
     torch.testing.assert_close(backward.mean, forward.mean, rtol=1.2e-7, atol=0)
 
 
@@ -429,7 +436,7 @@ def test_a_snapshot_lies_in_the_parts_as_scaled():
 # Withdrawal
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float64, 1.2e-7)])
 @pytest.mark.parametrize("rank", [0, 20])
 def test_a_removed_client_leaves_nothing_behind(rank, dtype, error):
     clients = of_clients((2, 3, 4))
@@ -450,7 +457,7 @@ def test_a_withdrawn_outlier_needs_float64():
     """What lies m standard deviations away costs m² rounding errors: some 0.1 in float32 at m = 1000."""
     _, thetas = snapshots(20, size=0.0, spread=1.0, d=200)
     _, variance = two_pass_moments(thetas)
-    for dtype, worst in ((torch.float32, 0.2), (torch.float64, 1e-9)):
+    for dtype, worst in ((torch.float32, 0.2), (torch.float64, 1e-7)):
         moments = accumulate(None, [*thetas, 1000 + thetas[0]], rank=0, dtype=dtype)
         moments.remove(1000 + thetas[0], index=20)
         assert relative_error(moments.posterior().variance, variance) < worst

@@ -36,8 +36,8 @@ class Moments:
         centering: "final" centres the columns on the final mean; "running" as printed in line 29, on the mean so far,
             which makes them depend on the order and lose part of the variance (docs/paper.md).
         layout: the parameters behind θ; needed to add state dicts, and kept in the posterior.
-        dtype: of all that is kept, and of the posterior: float32 or float64; if None that of θ, or float32 where θ has
-            less. In float64 variances err by 1e-15, also where a client far from the others is removed again.
+        dtype: of the sums: float32 or float64; if None that of θ, or float32 where θ has less. In float64 the posterior
+            does not depend on order and grouping to the last digit of float32, nor on clients that are removed again.
 
     Raises:
         ValueError: a rank of 1 or below 0, principal columns of rank 0 or on a running mean, or another dtype.
@@ -125,9 +125,7 @@ class Moments:
         if self.centering == "running":
             raise ValueError('columns centred on the running mean cannot be merged: use centering="final"')
         scatter = self._fitting(other._scatter.anchor[None], other._next_index)
-        if not self.count:
-            scatter.anchor.copy_(other._scatter.anchor)
-        shift = other._scatter.anchor.to(scatter.anchor.dtype) - scatter.anchor
+        shift = scatter.shift(other._scatter)
         self._columns.merge(other._columns, shift)
         scatter.merge(other._scatter, shift)
         self._next_index = max(self._next_index, other._next_index)
@@ -145,12 +143,12 @@ class Moments:
                 "use more explorers, more cycles, or more snapshots per cycle"
             )
         variance = (scatter.total / scatter.count).clamp_min_(0)  # l. 32; what was removed may leave less than nothing
-        within = None
+        within, dtype = None, scatter.anchor.dtype
         if scatter.within is not None:
-            within = torch.minimum((scatter.within / scatter.count).clamp_min_(0), variance)
+            within = torch.minimum((scatter.within / scatter.count).clamp_min_(0), variance).to(dtype)
         return GaussianPosterior(
-            mean=scatter.anchor + scatter.mean,
-            variance=variance,
+            mean=(scatter.anchor + scatter.mean).to(dtype),
+            variance=variance.to(dtype),
             deviations=self._columns.centred(scatter.mean),
             count=scatter.count,
             layout=self.layout,
@@ -194,7 +192,8 @@ class Moments:
     def _allocate(self, like: Float[Tensor, "d"]) -> Scatter:
         if like.dim() != 1 or not len(like) or not like.is_floating_point():
             raise ValueError(f"θ must be a vector [d] of real numbers, got {like.dtype} of shape {list(like.shape)}")
-        self._scatter = Scatter(like.to(self.dtype or torch.promote_types(like.dtype, torch.float32), copy=True))
+        anchor = like.to(torch.promote_types(like.dtype, torch.float32), copy=True)
+        self._scatter = Scatter(anchor, self.dtype or anchor.dtype)
         self._columns = (
             PrincipalColumns(self._scatter.anchor, self.rank)
             if self.columns == "svd"

@@ -31,11 +31,11 @@ class Scatter:
     the scatter that its rounding would spoil it (`test_drift_from_the_anchor_costs_no_digits`).
     """
 
-    def __init__(self, anchor: Float[Tensor, "d"]) -> None:
+    def __init__(self, anchor: Float[Tensor, "d"], dtype: torch.dtype) -> None:
         self.count = 0
         self.anchor = anchor
-        self.mean = torch.zeros_like(anchor)
-        self.total = torch.zeros_like(anchor)
+        self.mean = torch.zeros_like(anchor, dtype=dtype)
+        self.total = torch.zeros_like(self.mean)
         self.within: Tensor | None = None  # the part within clients, allocated once a client has several snapshots
 
     def add(self, thetas: Float[Tensor, "s d"], rows: Rows, *, running: bool = False) -> None:
@@ -47,6 +47,12 @@ class Scatter:
     def remove(self, thetas: Float[Tensor, "s d"]) -> None:
         """Takes a client's snapshots out again."""
         self._take(thetas, [(None, None)] * len(thetas), -1, False)
+
+    def shift(self, other: Self) -> Float[Tensor, "d"]:
+        """How far another's anchor lies from this one's, which goes there if nothing was taken in yet."""
+        if not self.count:
+            self.anchor.copy_(other.anchor)
+        return other.anchor.to(self.mean.dtype, copy=True).sub_(self.anchor)
 
     def merge(self, other: Self, shift: Float[Tensor, "d"]) -> None:
         """Takes in another's, whose anchor lies `shift` from this one's; `shift` is used up."""
@@ -67,7 +73,7 @@ class Scatter:
         vectors = [self.anchor, self.mean, self.total, self.within, *thetas, *differences, *own_differences]
 
         def take(_: None, start: int) -> None:
-            buffers = self.anchor.new_empty(3 if len(thetas) > 1 else 1, min(chunk, d))
+            buffers = self.mean.new_empty(3 if len(thetas) > 1 else 1, min(chunk, d))
             split = [repeat(None) if v is None else v[start : start + block].split(chunk) for v in vectors]
             for anchor, mean, total, within, *others in zip(*split, strict=False):
                 parts, rows, own_rows = (others[s * len(thetas) : (s + 1) * len(thetas)] for s in range(3))
@@ -94,7 +100,7 @@ class Scatter:
         """Takes parts of snapshots in, one by one, or out."""
         n = self.count
         for theta, row in snapshots:
-            torch.sub(theta, anchor, out=step)
+            _difference(theta, anchor, step)
             if row is not None and not running:
                 row.copy_(step)
             step.sub_(mean)
@@ -115,10 +121,17 @@ def _own_scatter(thetas: Sequence[Tensor], rows: Sequence[Tensor | None], buffer
     for buffer in (mean, total):
         buffer.zero_()
     for theta in thetas[1:]:
-        mean.add_(torch.sub(theta, thetas[0], out=difference), alpha=1 / len(thetas))
+        mean.add_(_difference(theta, thetas[0], difference), alpha=1 / len(thetas))
     for theta, row in zip(thetas, rows, strict=True):
-        torch.sub(theta, thetas[0], out=difference).sub_(mean)
+        _difference(theta, thetas[0], difference).sub_(mean)
         total.addcmul_(difference, difference)
         if row is not None:
             row.copy_(difference)
     return total
+
+
+def _difference(theta: Tensor, origin: Tensor, out: Tensor) -> Tensor:
+    """θ less the origin, computed in the dtype of `out`."""
+    if torch.promote_types(theta.dtype, origin.dtype) == out.dtype:
+        return torch.sub(theta, origin, out=out)
+    return out.copy_(theta).sub_(origin)
