@@ -20,7 +20,7 @@ Snapshot = Float[Tensor, "d"] | Float[Tensor, "s d"] | nn.Module | Mapping[str, 
 class Moments:
     """Mean, variance and deviation columns of snapshots of θ, accumulated in place.
 
-    Kept are the mean of the differences to the first snapshot and the sum of squares around it: 12 bytes a parameter
+    Kept are the sum of the differences to the first snapshot and that of squares around the mean: 12 bytes a parameter
     with the snapshot, where K = 20 columns take 80. E[θ²] - (E θ)², as printed in line 32, cancels in float32
     (`test_variance_survives_where_the_printed_formula_cancels`). For up to 50 snapshots every variance is within 1e-6
     of two passes in float64, whatever the order of the snapshots and the grouping of merges.
@@ -29,7 +29,8 @@ class Moments:
     that between clients.
 
     Args:
-        anchor: a θ [d], which says what θ looks like; the first snapshot does if None.
+        anchor: a θ [d], such as that from which all snapshots start, which says what θ looks like; the first snapshot
+            if None. What is kept are differences to it in float64, to the first snapshot in float32.
         rank: K, the most deviation columns kept; 0 for none.
         columns: "last" keeps those of the K snapshots with the highest indices (line 28); "svd" the K principal
             directions of all snapshots.

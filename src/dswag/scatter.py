@@ -1,4 +1,4 @@
-"""Mean of snapshots and scatter around it, in place (Algorithm 1, line 27)."""
+"""Sum of snapshots and scatter around their mean, in place (Algorithm 1, line 27)."""
 
 from collections.abc import Iterable, Sequence
 from itertools import repeat
@@ -21,27 +21,32 @@ Rows = Sequence[tuple[Float[Tensor, "d"] | None, Float[Tensor, "d"] | None]]
 
 
 class Scatter:
-    """Mean of θ - anchor and sum of (θ - mean)² [d], changed in place.
+    """Sum of θ - anchor and sum of (θ - mean)² [d], changed in place.
 
     Snapshots are taken in as by Welford (1962), and out by the same steps backwards; merging joins two samples as Chan,
     Golub & LeVeque (1983) do.
 
-    The anchor becomes the first snapshot, wherever all of them started from: of n numbers none lies further from their
-    mean than √(n - 1) standard deviations (Samuelson 1968). So the mean of the differences is never so much larger than
-    the scatter that its rounding would spoil it (`test_drift_from_the_anchor_costs_no_digits`).
+    In float32 the anchor becomes the first snapshot, wherever all of them started from: of n numbers none lies further
+    from their mean than √(n - 1) standard deviations (Samuelson 1968). So the sum of the differences is never so much
+    larger than the scatter that its rounding would spoil it (`test_drift_from_the_anchor_costs_no_digits`). Float64 has
+    digits to spare: there the anchor stays, and sums around the same one are exact in any grouping.
     """
 
     def __init__(self, anchor: Float[Tensor, "d"], dtype: torch.dtype) -> None:
         self.count = 0
         self.anchor = anchor
-        self.mean = torch.zeros_like(anchor, dtype=dtype)
-        self.total = torch.zeros_like(self.mean)
+        self.sum = torch.zeros_like(anchor, dtype=dtype)
+        self.total = torch.zeros_like(self.sum)
         self.within: Tensor | None = None  # the part within clients, allocated once a client has several snapshots
+
+    @property
+    def mean(self) -> Float[Tensor, "d"]:
+        """Of θ - anchor."""
+        return self.sum / self.count
 
     def add(self, thetas: Float[Tensor, "s d"], rows: Rows, *, running: bool = False) -> None:
         """Takes in a client's snapshots and fills their rows: with θ less the mean so far if `running`."""
-        if not self.count:
-            self.anchor.copy_(thetas[0])
+        self._move(thetas[0])
         self._take(thetas, rows, 1, running)
 
     def remove(self, thetas: Float[Tensor, "s d"]) -> None:
@@ -49,19 +54,22 @@ class Scatter:
         self._take(thetas, [(None, None)] * len(thetas), -1, False)
 
     def shift(self, other: Self) -> Float[Tensor, "d"]:
-        """How far another's anchor lies from this one's, which goes there if nothing was taken in yet."""
-        if not self.count:
-            self.anchor.copy_(other.anchor)
-        return other.anchor.to(self.mean.dtype, copy=True).sub_(self.anchor)
+        """How far another's anchor lies from this one's, which goes there first if it may."""
+        self._move(other.anchor)
+        return other.anchor.to(self.sum.dtype, copy=True).sub_(self.anchor)
 
     def merge(self, other: Self, shift: Float[Tensor, "d"]) -> None:
-        """Takes in another's, whose anchor lies `shift` from this one's; `shift` is used up."""
+        """Takes in another's, whose anchor lies `shift` from this one's."""
         before, self.count = self.count, self.count + other.count
-        step = shift.add_(other.mean).sub_(self.mean)
-        self.mean.add_(step, alpha=other.count / self.count)
+        step = torch.add(shift, other.sum, alpha=1 / other.count).sub_(self.sum, alpha=1 / max(before, 1))
         self.total.add_(other.total).addcmul_(step, step, value=before * other.count / self.count)
+        self.sum.add_(other.sum).add_(shift, alpha=other.count)
         if other.within is not None:
             self.within = other.within.clone() if self.within is None else self.within.add_(other.within)
+
+    def _move(self, first: Float[Tensor, "d"]) -> None:
+        if not self.count and self.sum.dtype == torch.float32:
+            self.anchor.copy_(first)
 
     def _take(self, thetas: Float[Tensor, "s d"], rows: Rows, sign: int, running: bool) -> None:
         """Elementwise, so that nothing depends on the blocks, nor on how many of them are at work at a time."""
@@ -70,15 +78,15 @@ class Scatter:
         d, on_cpu = len(self.anchor), self.anchor.device.type == "cpu"
         block, chunk = (BLOCK, CHUNK) if on_cpu else (d, d)
         differences, own_differences = zip(*rows, strict=True)
-        vectors = [self.anchor, self.mean, self.total, self.within, *thetas, *differences, *own_differences]
+        vectors = [self.anchor, self.sum, self.total, self.within, *thetas, *differences, *own_differences]
 
         def take(_: None, start: int) -> None:
-            buffers = self.mean.new_empty(3 if len(thetas) > 1 else 1, min(chunk, d))
+            buffers = self.sum.new_empty(3 if len(thetas) > 1 else 2, min(chunk, d))
             split = [repeat(None) if v is None else v[start : start + block].split(chunk) for v in vectors]
-            for anchor, mean, total, within, *others in zip(*split, strict=False):
+            for anchor, sums, total, within, *others in zip(*split, strict=False):
                 parts, rows, own_rows = (others[s * len(thetas) : (s + 1) * len(thetas)] for s in range(3))
                 free = buffers[:, : len(anchor)].unbind()
-                self._welford(anchor, mean, total, zip(parts, rows, strict=True), sign, running, free[0])
+                self._welford(anchor, sums, total, zip(parts, rows, strict=True), sign, running, free)
                 if len(thetas) > 1:
                     within.add_(_own_scatter(parts, own_rows, free), alpha=sign)
 
@@ -90,29 +98,30 @@ class Scatter:
     def _welford(
         self,
         anchor: Tensor,
-        mean: Tensor,
+        sums: Tensor,
         total: Tensor,
         snapshots: Iterable[tuple[Tensor, Tensor | None]],
         sign: int,
         running: bool,
-        step: Tensor,
+        buffers: Sequence[Tensor],
     ) -> None:
         """Takes parts of snapshots in, one by one, or out."""
         n = self.count
+        difference, step = buffers[:2]
         for theta, row in snapshots:
-            _difference(theta, anchor, step)
-            if row is not None and not running:
-                row.copy_(step)
-            step.sub_(mean)
             n, before = n + sign, n
+            _difference(theta, anchor, difference)
+            torch.sub(difference, sums, alpha=1 / max(before, 1), out=step)
+            sums.add_(difference, alpha=sign)
             if n:
-                mean.add_(step, alpha=sign / n)
                 total.addcmul_(step, step, value=sign * before / n)
             else:
-                mean.zero_()
+                sums.zero_()
                 total.zero_()
             if row is not None and running:
                 torch.mul(step, before / n, out=row)  # θ less the mean with it
+            elif row is not None:
+                row.copy_(difference)
 
 
 def _own_scatter(thetas: Sequence[Tensor], rows: Sequence[Tensor | None], buffers: Sequence[Tensor]) -> Tensor:
