@@ -90,9 +90,9 @@ FOLDS = {
         lambda: aggregator("trimmed-mean", torch.zeros(D), byzantine=0.2, clip_update=2.0),
         trained,
     ),
-    "moments": (lambda: Moments(torch.ones(D), rank=3), trained),
-    "moments without an anchor": (lambda: Moments(rank=3), trained),
-    "moments without columns": (lambda: Moments(torch.ones(D), rank=0), trained),
+    "moments": (lambda: Moments(torch.ones(D), dtype=torch.float64, rank=3), trained),
+    "moments without an anchor": (lambda: Moments(rank=3, dtype=torch.float64), trained),
+    "moments without columns": (lambda: Moments(torch.ones(D), dtype=torch.float64, rank=0), trained),
     "snapshots": (Snapshots, trained),
     "tally": (Tally, evaluated),
     "tally of regressions": (Tally, regressed),
@@ -103,7 +103,7 @@ FOLDS = {
 }
 ALMOST = {
     "statistics": (PooledStatistics, measured),  # Chan's merge divides by counts that are no powers of two
-    "principal moments": (lambda: Moments(torch.ones(D), rank=D, columns="svd"), trained),
+    "principal moments": (lambda: Moments(torch.ones(D), dtype=torch.float64, rank=D, columns="svd"), trained),
 }
 each_fold = pytest.mark.parametrize(("make", "answer"), {**FOLDS, **ALMOST}.values(), ids={**FOLDS, **ALMOST}.keys())
 each_exact_fold = pytest.mark.parametrize(("make", "answer"), FOLDS.values(), ids=FOLDS.keys())

@@ -8,7 +8,7 @@ from dswag.exchange import TooFewClientsError
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior, PosteriorFileError
-from dswag.prediction import Predictive, ensemble, predict, predictive
+from dswag.prediction import Predictive, ensemble, predict, predictive, predictive_stream
 from dswag.regression import Regression, regression
 from dswag.scaling import calibrate
 from dswag.server import Server
@@ -37,6 +37,7 @@ __all__ = [
     "explore",
     "predict",
     "predictive",
+    "predictive_stream",
     "regression",
     "synchronize",
     "train",

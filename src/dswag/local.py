@@ -19,6 +19,7 @@ from dswag.evaluation.temperature import temper
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.randomness import DrawFrom, derive_seed
+from dswag.sampling import GROUP
 from dswag.tasks import (
     CalibrateResult,
     CalibrateTask,
@@ -283,11 +284,14 @@ def _part(data: ClientData, task: Task) -> ClientData:
 
 
 def _thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
-    """The payload's θ, or the draws from its posterior, one at a time."""
+    """The payload's θ, or the draws from its posterior, of which a few are held at a time."""
     if not groups:
         yield payload["theta"]
     for draws in groups:
         scales = {"within_scale": draws.within_scale, "between_scale": draws.between_scale}
         posterior = GaussianPosterior.from_tensors(payload, **scales)
-        for number in range(draws.first, draws.first + draws.count):
-            yield posterior.sample(draws.seed, first=number, kind=draws.kind, scale=draws.scale)[0]
+        end = draws.first + draws.count
+        for first in range(draws.first, end, GROUP):  # as fast as one of them alone
+            yield from posterior.sample(
+                draws.seed, min(GROUP, end - first), first=first, kind=draws.kind, scale=draws.scale
+            )

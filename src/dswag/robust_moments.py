@@ -156,8 +156,14 @@ class RobustMoments:
         nearest = sorted(range(len(answers)), key=distances.__getitem__)[: len(answers) - byzantine]
         columns = LastColumns(anchor, self.rank)
         for number in sorted(nearest):
-            answer = answers[number]
-            columns.add(answer.thetas, anchor, [(answer.index, snapshot) for snapshot in range(len(answer.thetas))])
+            index, thetas = answers[number].index, answers[number].thetas
+            mean = thetas.double().mean(0)
+            rows = columns.reserve([(index, snapshot) for snapshot in range(len(thetas))])
+            for theta, (difference, own_difference) in zip(thetas, rows, strict=True):
+                if difference is not None:
+                    torch.sub(theta, anchor, out=difference)
+                if own_difference is not None:
+                    own_difference.copy_(theta - mean)
         return columns
 
     def _whole_rows(self, rows: Float[Tensor, "k p"]) -> Float[Tensor, "k d"]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -89,11 +90,14 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
 def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments | RobustMoments:
     """Phase 3: a collector for `explore`, whose `posterior()` is what line 32 returns (lines 25-32).
 
-    Its moments are running ones, so each client's weights can be forgotten as soon as they came in; only those that
-    withstand malicious clients keep them all.
+    Its moments are running ones, so each client's weights can be forgotten as soon as they came in; their sums are in
+    float64, so that what several processes merge rounds to what one process finds. Only those that withstand malicious
+    clients keep all weights.
     """
     if config.moments == "mean":
-        return Moments(theta, rank=config.rank, centering=config.centering, layout=layout)  # l. 26-31
+        return Moments(
+            theta, rank=config.rank, centering=config.centering, layout=layout, dtype=torch.float64
+        )  # l. 26-31
     return RobustMoments(theta, config.moments, byzantine=config.byzantine, rank=config.rank, layout=layout)
 
 
