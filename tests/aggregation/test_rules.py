@@ -86,6 +86,15 @@ def test_geometric_median_where_its_place_is_known(form):
     np.testing.assert_allclose(found, place, atol=2e-3)  # smoothing of 1e-4 of a radius of up to 10
 
 
+def test_where_every_point_between_two_rows_is_a_median_one_of_them_is_found():
+    # Four rows on a line: the sum of distances is flat between the middle two, and Weiszfeld's steps are tiny.
+    step = torch.tensor([0.3, -1.1, 0.7], dtype=torch.float64)
+    found = outcome("geometric-median", torch.arange(4)[:, None] * step)
+    places = found / step.numpy()
+    np.testing.assert_allclose(places, places[0], rtol=1e-9)
+    assert 1 - 1e-3 <= places[0] <= 2 + 1e-3
+
+
 def test_far_rows_cost_the_others_no_digits():
     # Distances of about 1e-3 beside norms of 1e6: inner products around any but the anchor would cancel.
     anchor = 100 * torch.randn(500, generator=generator_for(9), dtype=torch.float64)

@@ -11,7 +11,7 @@ from dswag.weiszfeld import median_coefficients
 SMOOTHING = 1e-4
 """Of the distances, in radii of the majority: moves the median by at most about as much."""
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-5
 """On the norm of the gradient of the mean distance, which is 1 far away."""
 
 
