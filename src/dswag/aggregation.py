@@ -57,6 +57,21 @@ class Mean:
         self._num_examples += other._num_examples
         self._num_clients += other._num_clients
 
+    def empty(self) -> Self:
+        """A mean of the same kind of no clients."""
+        return type(self)(self.anchor, weighted=self.weighted)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums."""
+        numbers = (self._weight, self._loss_sum, self._num_examples, self._num_clients)
+        return {"sum [d]": self._sum, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the sums of another."""
+        self._sum = state["sum [d]"].clone()
+        self._weight, self._loss_sum, num_examples, num_clients = state["numbers"].tolist()
+        self._num_examples, self._num_clients = int(num_examples), int(num_clients)
+
     def result(self) -> Aggregate:
         """The mean so far."""
         if not self._num_clients:

@@ -1,6 +1,6 @@
 """The deviation columns D of the low-rank part (Algorithm 1, lines 28-30): which are kept, and how they are centred."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 import torch
@@ -31,6 +31,12 @@ class Columns(Protocol):
 
     def within(self) -> Float[Tensor, "k d"] | None:
         """The part of each column that lies within its client: θ less its client's mean; None where not known."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was taken in, as `Fold.state`."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on, being empty, what another with the same settings took in."""
 
 
 class LastColumns:
@@ -100,6 +106,28 @@ class LastColumns:
         """Zero for the column of a client's only snapshot; None where every client had but one, or if running."""
         return None if self._within is None or self.running else self._within[self._order()]
 
+    def state(self) -> dict[str, Tensor]:
+        """The columns with their keys."""
+        k = len(self._keys)
+        state = {"keys": torch.tensor(self._keys).view(k, 2), "differences [d]": self._differences[:k]}
+        if self._within is not None:
+            state["within [d]"] = self._within[:k]
+        if self._sum is not None:
+            state["sum [d]"] = self._sum
+        return {**state, "displaced": torch.tensor(self._displaced), "count": torch.tensor(self._count)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the columns of another."""
+        self._keys = [(index, number) for index, number in state["keys"].tolist()]
+        k = len(self._keys)
+        self._differences[:k] = state["differences [d]"]
+        if "within [d]" in state:
+            self._within = torch.zeros_like(self._differences)
+            self._within[:k] = state["within [d]"]
+        if "sum [d]" in state:
+            self._sum = state["sum [d]"].clone()
+        self._displaced, self._count = bool(state["displaced"]), int(state["count"])
+
     def _order(self) -> list[int]:
         return sorted(range(len(self._keys)), key=self._keys.__getitem__)
 
@@ -152,7 +180,8 @@ class PrincipalColumns:
         """Joins the other's directions."""
         self._join_block()
         other._join_block()
-        self._join(other._rows, other._mean + shift, other._count)
+        if other._count:
+            self._join(other._rows, other._mean + shift, other._count)
 
     def remove(self, keys: Sequence[Key]) -> None:
         """Refused: directions of many snapshots do not come apart."""
@@ -170,6 +199,17 @@ class PrincipalColumns:
     def within(self) -> None:
         """Not known: directions mix clients."""
         return
+
+    def state(self) -> dict[str, Tensor]:
+        """The directions, and the snapshots that have not joined them yet."""
+        directions = {"rows": self._rows, "mean": self._mean, "count": torch.tensor(self._count)}
+        return {**directions, "block": self._block[: self._waiting]}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the directions of another."""
+        self._rows, self._mean, self._count = state["rows"].clone(), state["mean"].clone(), int(state["count"])
+        self._waiting = len(state["block"])
+        self._block[: self._waiting] = state["block"]
 
     def _join_block(self) -> None:
         if self._waiting:

@@ -7,10 +7,12 @@ from typing import Any, Generic, Self
 import torch
 from torch import Tensor
 
+from dswag import failures
 from dswag.tasks import (
     CalibrateResult,
     CalibrateTask,
     ClientError,
+    Coordinates,
     Engine,
     EvaluateResult,
     EvaluateTask,
@@ -23,6 +25,9 @@ from dswag.tasks import (
     TrainResult,
     TrainTask,
     deliver,
+    prefixed,
+    spread,
+    within,
 )
 
 
@@ -107,9 +112,14 @@ class _Door(Generic[FoldT]):
         self.payload = payload
         self.tasks = {task.index: task for task in tasks}
         self.tolerant = tolerant
-        self.count = 0
+        self.let_in: set[int] = set()
         self.bytes_up = 0
         self.missing: dict[int, ClientError] = {}
+
+    @property
+    def count(self) -> int:
+        """How many results were let in."""
+        return len(self.let_in)
 
     def add(self, result: Result) -> None:
         """Lets a result in, or refuses it."""
@@ -119,7 +129,7 @@ class _Door(Generic[FoldT]):
             deliver(self, ClientError(task, f"its answer was refused: {fault}"))
             return
         self.fold.add(_decoded(task, result, self.payload))
-        self.count += 1
+        self.let_in.add(result.index)
         self.bytes_up += num_bytes(result)
         self.missing.pop(result.index, None)
 
@@ -132,13 +142,39 @@ class _Door(Generic[FoldT]):
     def merge(self, other: Self) -> None:
         """Takes in what another one let in."""
         self.fold.merge(other.fold)
-        self.count += other.count
+        self.let_in |= other.let_in
         self.bytes_up += other.bytes_up
-        self.missing.update(other.missing)
+        missing = {**self.missing, **other.missing}
+        self.missing = {index: error for index, error in missing.items() if index not in self.let_in}
 
     def result(self) -> Any:
         """What the fold within came to."""
         return self.fold.result()
+
+    def empty(self) -> Self:
+        """A door to an empty fold, through which nothing came."""
+        return type(self)(self.fold.empty(), self.payload, tuple(self.tasks.values()), tolerant=self.tolerant)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the fold within took in, and who came or did not."""
+        return {
+            **prefixed("fold", self.fold.state()),
+            "let_in": torch.tensor(sorted(self.let_in), dtype=torch.int64),
+            "bytes_up": torch.tensor(self.bytes_up),
+            "missing": failures.packed(self.missing.values()),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on what came through another."""
+        self.fold.load(within("fold", state))
+        self.let_in = set(state["let_in"].tolist())
+        self.bytes_up = int(state["bytes_up"])
+        errors = failures.unpacked(state["missing"], tuple(self.tasks.values()))
+        self.missing = {error.task.index: error for error in errors}
+
+    def spread(self, coordinates: Coordinates) -> None:
+        """Tells the fold within."""
+        spread(self.fold, coordinates)
 
 
 def _fault(task: Task, result: Result, payload: Payload) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dswag.columns import Columns, LastColumns, PrincipalColumns
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
-from dswag.tasks import TrainResult
+from dswag.tasks import PER_COORDINATE, TrainResult, prefixed, within
 from dswag.threads import default_workers, ordered_map
 
 CHUNK = 1 << 16
@@ -123,6 +123,36 @@ class Moments:
         self.count += other.count
         if other._within is not None:
             self._within = other._within.clone() if self._within is None else self._within.add_(other._within)
+
+    def empty(self) -> Self:
+        """Moments of no snapshots, around the same anchor."""
+        options = {"rank": self.rank, "columns": self.columns, "centering": self.centering, "layout": self.layout}
+        return type(self)(self.anchor, **options)  # type: ignore[arg-type]
+
+    def state(self) -> dict[str, Tensor]:
+        """Anchor, sums and columns; nothing before there is an anchor.
+
+        Principal directions are of whole vectors, so beside them nothing can be cut by coordinates.
+        """
+        if self.anchor is None:
+            return {}
+        sums = {"anchor": self.anchor, "sum": self._sum, "squares": self._squares}
+        if self._within is not None:
+            sums["within"] = self._within
+        if self.columns == "last":
+            sums = {f"{name}{PER_COORDINATE}": values for name, values in sums.items()}
+        return {**sums, "count": torch.tensor(self.count), **prefixed("columns", self._columns.state())}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the moments of another."""
+        self.anchor, self.count, self._within = None, 0, None
+        if not state:
+            return
+        sums = {name.removesuffix(PER_COORDINATE): values.clone() for name, values in state.items() if "." not in name}
+        self.anchor, self.count = sums["anchor"], int(sums["count"])
+        self._allocate(self.anchor)
+        self._sum, self._squares, self._within = sums["sum"], sums["squares"], sums.get("within")
+        self._columns.load(within("columns", state))
 
     def posterior(self) -> GaussianPosterior:
         """The Gaussian over weights (line 32): mean, variance (divided by n, not n - 1) and columns [k, d].

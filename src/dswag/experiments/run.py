@@ -1,6 +1,6 @@
 """One run from its recipe to its scores, saved as it goes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, Self, TypeVar
@@ -23,7 +23,7 @@ from dswag.posterior import GaussianPosterior
 from dswag.run_folder import Checkpoint, RoundRecord, RunFolder
 from dswag.scaling import calibrate
 from dswag.server import Server
-from dswag.tasks import Fold, TrainResult
+from dswag.tasks import Coordinates, Fold, TrainResult, prefixed, spread, within
 from dswag.threads import default_workers
 from dswag.training import collect, evaluate, explore, synchronize
 
@@ -169,6 +169,23 @@ class _Watched(Generic[ResultT, OutcomeT]):
         """Merges the folds within."""
         self.fold.merge(other.fold)
         self.count += other.count
+
+    def empty(self) -> Self:
+        """Watches a fold that is empty."""
+        return type(self)(self.fold.empty(), self.taken_in)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the fold within took in."""
+        return {**prefixed("fold", self.fold.state()), "count": torch.tensor(self.count)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Loads the fold within."""
+        self.fold.load(within("fold", state))
+        self.count = int(state["count"])
+
+    def spread(self, coordinates: Coordinates) -> None:
+        """Tells the fold within."""
+        spread(self.fold, coordinates)
 
     def result(self) -> OutcomeT:
         """What the fold within gives."""
