@@ -242,6 +242,9 @@ class Coordinates(Protocol):
     def total(self, values: Tensor) -> Tensor:
         """The sum over the processes of a small tensor that each made of its own range."""
 
+    def part(self, whole: Float[Tensor, "d"]) -> Float[Tensor, "d_part"]:
+        """This process's range of the coordinates."""
+
     def whole(self, part: Float[Tensor, "d_part"]) -> Float[Tensor, "d"]:
         """All coordinates, of which each process gives its own range."""
 

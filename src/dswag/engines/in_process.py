@@ -61,11 +61,7 @@ class InProcess:
 
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered and the fold took the answers in, in task order."""
-        if not tasks:
-            raise ValueError("there are no tasks to reduce: sample at least one client")
-        unknown = [task.client for task in tasks if not 0 <= task.client < self.num_clients]
-        if unknown:
-            raise ValueError(f"clients are numbered 0 to {self.num_clients - 1}, got tasks for {unknown}")
+        self.check(tasks)
         abort = threading.Event()
 
         def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:
@@ -80,6 +76,14 @@ class InProcess:
             for result in answers:
                 deliver(fold, result)
         return fold
+
+    def check(self, tasks: Sequence[Task]) -> None:
+        """Raises ValueError where there are no tasks, or one is for a client that does not exist."""
+        if not tasks:
+            raise ValueError("there are no tasks to reduce: sample at least one client")
+        unknown = [task.client for task in tasks if not 0 <= task.client < self.num_clients]
+        if unknown:
+            raise ValueError(f"clients are numbered 0 to {self.num_clients - 1}, got tasks for {unknown}")
 
 
 def _named(number: int, data: Any) -> Any:
