@@ -1,6 +1,5 @@
 """Two real processes give what one gives: each plays all scenarios once, and every claim looks at what came."""
 
-import os
 import re
 import signal
 import socket
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines.launch import PATIENCE, RANKS, environment, torchrun
 from engines.scenarios import SCENARIOS, words
 from safetensors.torch import load_file
 
@@ -18,25 +18,13 @@ from dswag.engines.in_process import InProcess
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 HERE = Path(__file__).parent
-PATIENCE = 120  # seconds until processes that hang fail
-RANKS = 2
-
-
-def environment(**more):
-    """One thread a process, this computer alone, and the tests' own modules."""
-    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    given = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": os.pathsep.join(paths)}
-    return {**os.environ, **given, **more}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """What each rank found: {"scenario/name": tensor}."""
     folder = tmp_path_factory.mktemp("ranks")
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--local-addr", "127.0.0.1"]
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    command = [sys.executable, *launch, *rendezvous, str(HERE / "rank.py"), str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = torchrun(HERE / "rank.py", folder)
     assert done.returncode == 0, done.stderr
     return [load_file(folder / f"{rank}.safetensors") for rank in range(RANKS)]
 

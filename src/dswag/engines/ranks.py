@@ -32,11 +32,11 @@ def joined(*, timeout: float = TIMEOUT) -> Iterator["Ranks"]:
         timeout: seconds to wait for one another before a process counts as gone.
 
     Raises:
-        RuntimeError: this process was not started by `torchrun`, or one like it.
+        ValueError: this process was not started by `torchrun`, or one like it.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise RuntimeError(
+        raise ValueError(
             f"a run over several processes is started by torchrun, which sets {', '.join(missing)}: "
             "torchrun --nproc-per-node 2 -m dswag ..."
         )
