@@ -6,6 +6,7 @@ first round of a process does not count. Ratios are of the medians within a turn
 
     python benchmarks/engines.py [--turns 5] [--rounds 7] [--clients 10 50] [--pfl PYTHON]
     python benchmarks/engines.py --growth [--virtual 10 100 1000 10000]
+    python benchmarks/engines.py --merge [--parameters 5000000]
 
 PYTHON is the interpreter of an environment in which Apple's pfl is installed (0.6: it wants an older `packaging`).
 """
@@ -28,10 +29,11 @@ from torch import nn
 import dswag
 from dswag.aggregation import Mean
 from dswag.data.examples import Examples
-from dswag.engines.distributed import Distributed
+from dswag.engines.distributed import Distributed, merge_over
 from dswag.engines.ranks import joined
+from dswag.moments import Moments
 from dswag.randomness import DrawFrom, generator_for
-from dswag.tasks import ClientUpdate, Engine, TrainTask
+from dswag.tasks import ClientUpdate, Engine, TrainResult, TrainTask
 
 EXAMPLES, BATCH, RATE = 600, 50, 0.05
 HERE = Path(__file__)
@@ -93,10 +95,35 @@ def on_ranks(clients: int, rounds: int) -> list[float] | None:
         return taken if ranks.rank == 0 else None
 
 
+def merging(parameters: int, _: int) -> list[float] | None:
+    """What taking in a client and merging two ranks cost, in ns a parameter: of a mean, and of moments of rank 20."""
+    theta = torch.randn(parameters, generator=generator_for(0))
+    result = TrainResult(index=0, client=0, thetas=theta[None] + 1e-3, num_examples=1, loss=1.0)
+    mean, moments = Mean(theta), Moments(theta, rank=20)
+    for index in range(20):
+        moments.add(theta + index * 1e-3, index=index)
+    with joined() as ranks:
+        ranks.tell({})
+        timed: list[Callable[[], object]] = [
+            lambda: mean.add(result),
+            lambda: merge_over(ranks, mean),
+            lambda: merge_over(ranks, moments),
+        ]
+        taken = [min(_seconds(call) for _ in range(3)) / parameters * 1e9 for call in timed]
+        return taken if ranks.rank == 0 else None
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 WORKERS: dict[str, Callable[[int, int], list[float] | None]] = {
     "one-thread": partial(in_process, workers=1),
     "threads": partial(in_process, workers=2),
     "ranks": on_ranks,
+    "merging": merging,
 }
 """What measures a row, in a process of its own."""
 
@@ -114,13 +141,13 @@ def rows(pfl: str | None) -> dict[str, list[str]]:
     return commands
 
 
-def measured(command: list[str], clients: int, rounds: int) -> float:
-    """The median seconds of a round."""
+def measured(command: list[str], clients: int, rounds: int) -> list[float]:
+    """What a worker says."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     numbers = ["--clients", str(clients), "--rounds", str(rounds)]
     done = subprocess.run([*command, *numbers], env=environment, stdout=subprocess.PIPE, text=True, check=True)
     taken: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return statistics.median(taken)
+    return taken
 
 
 def compare(clients: int, turns: int, rounds: int, pfl: str | None) -> None:
@@ -128,7 +155,7 @@ def compare(clients: int, turns: int, rounds: int, pfl: str | None) -> None:
     taken: dict[str, list[float]] = {name: [] for name in rows(pfl)}
     for _ in range(turns):
         for name, command in rows(pfl).items():
-            taken[name].append(measured(command, clients, rounds))
+            taken[name].append(statistics.median(measured(command, clients, rounds)))
     print(f"\n{clients} clients{'':10} s a round   least   x one thread{'   x pfl' if pfl else ''}")
     for name, values in taken.items():
         ratios = {
@@ -159,12 +186,21 @@ def main() -> None:
     parser.add_argument("--pfl", metavar="PYTHON")
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--virtual", nargs="+", type=int, default=[10, 100, 1000, 10_000])
+    parser.add_argument("--merge", action="store_true")
+    parser.add_argument("--parameters", type=int, default=5_000_000)
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker is not None:
         taken = WORKERS[arguments.worker](arguments.clients[0], arguments.rounds)
         if taken is not None:
             print(json.dumps(taken))
+        return
+    if arguments.merge:
+        command = [sys.executable, *TORCHRUN, str(HERE), "--worker", "merging"]
+        add, mean, moments = measured(command, arguments.parameters, 1)
+        print(
+            f"ns a parameter: a client into the mean {add:.1f}, a mean over 2 ranks {mean:.1f}, moments {moments:.1f}"
+        )
         return
     if arguments.growth:
         growth(arguments.virtual)

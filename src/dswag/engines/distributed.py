@@ -11,12 +11,10 @@ from dswag import failures, local
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import RankError, Ranks
 from dswag.parameters import Layout
-from dswag.tasks import APART, PER_COORDINATE, ClientError, FoldT, Payload, Task, spread
-
-State = Mapping[str, Tensor]
+from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, spread
 
 CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
-"""Names of what a rank sends instead of a state."""
+"""Names of what a rank says of its failure."""
 
 
 class Distributed:
@@ -74,58 +72,54 @@ class Distributed:
                 self._local.reduce(payload, tasks[start:end], part)
         except Exception as error:  # the others wait for what became of this rank
             failure = error
-        states = self._states(part, payload, failure, tasks)
-        part.load(self._whole(self._merged(fold, states).state()))
+        self._agree(failure, payload, tasks)
+        merge_over(self.ranks, part)
         fold.merge(part)
         spread(fold, self.ranks)
         return fold
 
-    def _states(
-        self, part: FoldT, payload: Payload, failure: Exception | None, tasks: Sequence[Task]
-    ) -> list[dict[str, Tensor]]:
-        """This rank's range of all ranks' states, or what went wrong on the first rank where something did."""
-        start = {"start": _fingerprint(payload["theta"] if "theta" in payload else payload["mean"])}
-        if failure is None:
-            state = part.state()
-            cut = [name for name in state if name.endswith(PER_COORDINATE)]
-            bounds = {name: self.ranks.bounds(state[name].shape[-1]) for name in cut}
-            outgoing: list[State] = [
-                {name: t[..., slice(*bounds[name][rank])] if name in bounds else t for name, t in state.items()}
-                for rank in range(self.ranks.size)
-            ]
-        else:
-            outgoing = [_told(failure)] * self.ranks.size
-        received = self.ranks.trade([{**message, **start} for message in outgoing])
-        for rank, message in enumerate(received):
+    def _agree(self, failure: Exception | None, payload: Payload, tasks: Sequence[Task]) -> None:
+        """Raises, on all ranks alike, what went wrong on the first rank where something did."""
+        start = _fingerprint(payload["theta"] if "theta" in payload else payload["mean"])
+        told = self.ranks.tell({"start": start, **_described(failure)})
+        for rank, said in enumerate(told):
             if rank == self.ranks.rank and failure is not None:
                 raise failure
-            if CLIENT_FAILED in message:
-                raise failures.unpacked(message[CLIENT_FAILED], tasks)[0]
-            if RANK_FAILED in message:
-                raise RankError(f"rank {rank} failed: {bytes(message[RANK_FAILED].tolist()).decode()}")
-        apart = [rank for rank, message in enumerate(received) if not torch.equal(message.pop("start"), start["start"])]
+            if CLIENT_FAILED in said:
+                raise failures.unpacked(said[CLIENT_FAILED], tasks)[0]
+            if RANK_FAILED in said:
+                raise RankError(f"rank {rank} failed: {bytes(said[RANK_FAILED].tolist()).decode()}")
+        apart = [rank for rank, said in enumerate(told) if not torch.equal(said["start"], start)]
         if apart:
             raise ValueError(
                 f"ranks {apart} work from another θ than rank {self.ranks.rank}: "
                 "every rank must be given the same model, settings and seed"
             )
-        return received
 
-    def _merged(self, fold: FoldT, states: Sequence[State]) -> FoldT:
-        """The fold of this rank's range of coordinates."""
-        merged = fold.empty()
-        merged.load(states[0])
-        for state in states[1:]:
-            other = fold.empty()
-            other.load(state)
-            merged.merge(other)
-        return merged
 
-    def _whole(self, state: State) -> dict[str, Tensor]:
-        """All coordinates of the state, but what stays apart."""
-        mine = {name: t for name, t in state.items() if name.endswith(PER_COORDINATE) and not name.endswith(APART)}
-        told = self.ranks.tell(mine)
-        return {**state, **{name: torch.cat([ranges[name] for ranges in told], -1) for name in mine}}
+def merge_over(ranks: Ranks, fold: Fold[Any, Any]) -> None:
+    """Makes the fold, in place, what the folds of all ranks are together, merged in the order of the ranks.
+
+    Each merges one range of the coordinates and tells the others; what is `APART` it keeps to itself.
+    """
+    state = fold.state()
+    bounds = {name: ranks.bounds(t.shape[-1]) for name, t in state.items() if name.endswith(PER_COORDINATE)}
+    received = ranks.trade(
+        {name: t[..., slice(*bounds[name][rank])] if name in bounds else t for name, t in state.items()}
+        for rank in range(ranks.size)
+    )
+    merged = _loaded(fold.empty(), next(received))
+    for message in received:
+        merged.merge(_loaded(fold.empty(), message))
+    state = merged.state()
+    mine = {name: t for name, t in state.items() if name.endswith(PER_COORDINATE) and not name.endswith(APART)}
+    told = ranks.tell(mine)
+    fold.load({**state, **{name: torch.cat([ranges.pop(name) for ranges in told], -1) for name in mine}})
+
+
+def _loaded(fold: FoldT, state: Mapping[str, Tensor]) -> FoldT:
+    fold.load(state)
+    return fold
 
 
 def _fingerprint(theta: Tensor) -> Tensor:
@@ -134,8 +128,10 @@ def _fingerprint(theta: Tensor) -> Tensor:
     return theta.detach().contiguous().view(integers[theta.element_size()]).sum(dtype=torch.int64).cpu()
 
 
-def _told(failure: Exception) -> State:
+def _described(failure: Exception | None) -> dict[str, Tensor]:
     """A failure as the other ranks learn of it."""
+    if failure is None:
+        return {}
     if isinstance(failure, ClientError):
         return {CLIENT_FAILED: failures.packed([failure])}
     text = f"{type(failure).__name__}: {failure}"

@@ -2,14 +2,14 @@
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dswag.engines.messages import packed, unpacked
@@ -72,19 +72,17 @@ class Ranks:
 
     def tell(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """What every rank told all, in the order of the ranks."""
-        return self.trade([tensors] * self.size)
+        return list(self._trade([packed(tensors, self.device)] * self.size))
 
-    def trade(self, outgoing: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    def trade(self, outgoing: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """What came from every rank, in their order, where the n-th of `outgoing` goes to rank n.
+
+        Each is brought into its form, and let go, when the next is asked for.
 
         Raises:
             RankError: a rank is gone or does not answer.
         """
-        messages = [packed(tensors, self.device) for tensors in outgoing]
-        lengths = [torch.tensor([len(message)], device=self.device) for message in messages]
-        sizes = self._swap(lengths, [1] * self.size)
-        received = self._swap(messages, [int(size) for size in sizes])
-        return [unpacked(message) for message in received]
+        return self._trade([packed(tensors, self.device) for tensors in outgoing])
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of the ranks' tensors, in their order: the same bits everywhere."""
@@ -105,6 +103,13 @@ class Ranks:
     def _name(self) -> Tensor:
         name = f"{self._names[self.rank]} ({socket.gethostname()}, process {os.getpid()})"
         return torch.frombuffer(bytearray(name.encode()), dtype=torch.uint8)
+
+    def _trade(self, messages: list[UInt8[Tensor, "_"]]) -> Iterator[dict[str, Tensor]]:
+        lengths = [torch.tensor([len(message)], device=self.device) for message in messages]
+        sizes = [int(size) for size in self._swap(lengths, [1] * self.size)]
+        received = self._swap(messages, sizes)
+        messages.clear()
+        return (unpacked(received.pop(0)) for _ in range(self.size))
 
     def _swap(self, outgoing: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
         """One tensor for every rank against one of the same dtype from every rank, of these lengths."""
