@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -41,19 +41,19 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-add
 
 
 class Clients(Sequence[Examples]):
-    """Any number of clients, each of which looks at examples of its own of a few that there are."""
+    """Any number of clients, who share the examples of fifty."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self._made = [_examples(client) for client in range(min(number, 50))]
 
     def __len__(self) -> int:
         return self.number
 
     def __getitem__(self, client: int) -> Examples:  # type: ignore[override]
-        return self._made[client % len(self._made)]
+        return _examples(client % 50)
 
 
+@cache
 def _examples(client: int) -> Examples:
     generator = generator_for(0, client)
     inputs = torch.randn(EXAMPLES, 784, generator=generator)

@@ -100,20 +100,23 @@ def test_coordinates_are_cut_put_together_and_summed(found):
         assert part["total"] == 10
 
 
-def test_a_process_that_dies_ends_the_others_at_once_with_its_name(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
+def test_a_process_that_is_gone_ends_the_others_with_its_name(how):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS)}
-    ranks = [
+    first, last = (
         subprocess.Popen(
-            [sys.executable, str(HERE / "dying_rank.py")],
+            [sys.executable, str(HERE / "leaving_rank.py"), str(int(how))],
             env=environment(**where, RANK=str(rank)),
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(RANKS)
-    ]
-    said = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [1, -signal.SIGKILL]
-    name = rf"rank 1 of 2 \([^()]*, process {ranks[1].pid}\)"
-    assert re.search(rf"RankError: {name} is gone, or took longer than the timeout: \w", said[0])
+    )
+    said = first.communicate(timeout=PATIENCE)[1]
+    last.kill()
+    last.communicate(timeout=PATIENCE)
+    assert first.returncode == 1
+    name = rf"rank 1 of 2 \([^()]*, process {last.pid}\)"
+    assert re.search(rf"RankError: {name} is gone, or took longer than the timeout: \w", said)
