@@ -12,7 +12,7 @@ from dswag.config import Config
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.metrics import Scores
-from dswag.run_folder import FILES, Checkpoint, Metrics, RoundRecord, RunFolder, RunFolderError
+from dswag.run_folder import FILES, Checkpoint, Metrics, RoundRecord, RunFolder, RunFolderError, Unwritten
 
 LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
 PARTITION = ClassCounts(("cat", "dog"), ((3, 0), (1, 2)))
@@ -183,3 +183,8 @@ def test_a_foreign_checkpoint_is_refused(full):
     save_file({"theta": torch.zeros(2)}, path, described)
     with pytest.raises(RunFolderError, match=r"θ must have shape \[3\]"):
         full.checkpoint()
+
+
+def test_a_process_that_does_not_write_overrides_all_that_saves():
+    saving = {name for name in vars(RunFolder) if name.startswith("save_")} - {"save_report"}
+    assert saving <= vars(Unwritten).keys()

@@ -244,6 +244,25 @@ class RunFolder:
         return self.path / name
 
 
+class Unwritten(RunFolder):
+    """The folder of a run that another process writes: nothing is saved, what is there can be read."""
+
+    def save_partition(self, counts: ClassCounts) -> None:
+        """Leaves it to the other."""
+
+    def save_history(self, history: Sequence[RoundRecord]) -> None:
+        """Leaves it to the other."""
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Leaves it to the other."""
+
+    def save_posterior(self, posterior: GaussianPosterior) -> None:
+        """Leaves it to the other."""
+
+    def save_metrics(self, metrics: Metrics) -> None:
+        """Leaves it to the other."""
+
+
 @contextmanager
 def _writable(path: Path) -> Iterator[None]:
     try:

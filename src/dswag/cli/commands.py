@@ -9,6 +9,7 @@ from dswag.cli.inputs import read_images
 from dswag.cli.options import Calibrate, Evaluate, Predict, Report, Train
 from dswag.cli.outputs import to_json, write
 from dswag.cli.pages import page
+from dswag.cli.places import Place, at_place
 from dswag.cli.predictions import as_csv, as_rows
 from dswag.config import ConfigError
 from dswag.evaluation.metrics import Scores
@@ -18,7 +19,7 @@ from dswag.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.prediction import predictive
-from dswag.run_folder import RoundRecord, RunFolder, RunFolderError
+from dswag.run_folder import RoundRecord, RunFolder, RunFolderError, Unwritten
 
 RUNS = Path("runs")
 
@@ -31,8 +32,20 @@ def train(options: Train) -> None:
     """
     if options.overwrite and options.output is None:
         raise ConfigError("--overwrite needs --output: without it every run goes into a new folder")
+    if options.rank_timeout <= 0:
+        raise ConfigError(f"--rank-timeout must be above 0 seconds, got {options.rank_timeout:g}")
     recipe = options.recipe()
-    experiment = build(recipe, workers=options.workers, progress=True)
+    if options.engine == "distributed" and recipe.centering == "running":
+        raise ConfigError("centering running depends on the order of the clients: use --engine in-process")
+    at_place(options, lambda place: _train(options, recipe, place))
+
+
+def _train(options: Train, recipe: Recipe, place: Place) -> None:
+    experiment = build(recipe, make_engine=place.make_engine, workers=options.workers, progress=place.leads)
+    if not place.leads:
+        for _ in execute(experiment, Unwritten(Path())):
+            pass
+        return
     if options.output is None:
         folder = RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.model}", recipe)
     else:

@@ -30,6 +30,10 @@ class Train:
     """Replace the run that the folder already holds."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
     """Clients trained at a time; the result does not depend on it."""
+    engine: Literal["in-process", "distributed"] = "in-process"
+    """Where the clients run: in this process, or in all that torchrun starts; the run folder is the same."""
+    rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
+    """Seconds that the processes of a distributed run wait for one another: more than the longest exchange takes."""
     json: Switch = False
     """Print the result as JSON; progress goes to standard error in any case."""
 
