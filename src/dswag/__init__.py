@@ -3,8 +3,8 @@
 from dswag.api import Run, train
 from dswag.batch_norm import update as update_batch_norm
 from dswag.config import Config, ConfigError
-from dswag.engines.in_process import InProcess
 from dswag.divergence import DivergenceError
+from dswag.engines.in_process import InProcess
 from dswag.exchange import TooFewClientsError
 from dswag.moments import Moments
 from dswag.parameters import Layout

@@ -6,7 +6,7 @@ from typing import Any, Generic, Self
 
 from torch import Tensor
 
-from dswag import answers
+from dswag import faults
 from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, deliver
 
 
@@ -24,6 +24,8 @@ class Exchange(Generic[FoldT]):
 
     fold: FoldT
     """The fold given, with every result that was let in."""
+    clients: tuple[int, ...]
+    """Those asked, also where some of them are missing."""
     missing: tuple[Missing, ...]
     bytes_down: int
     """Bytes of tensors and numbers that went to all clients together."""
@@ -68,7 +70,7 @@ def exchange(
             f"got {len(door.answered)} of {len(tasks)}: {causes}"
         )
     bytes_down = len(attempts) * num_bytes(payload) + sum(map(num_bytes, attempts))
-    return Exchange(fold, missing, bytes_down, door.bytes_up)
+    return Exchange(fold, tuple(task.client for task in tasks), missing, bytes_down, door.bytes_up)
 
 
 def num_bytes(value: Any) -> int:
@@ -103,14 +105,14 @@ class _Door(Generic[FoldT]):
         if task is None or result.index in self.answered:
             self._turn_away(result)
             return
-        fault = answers.fault(task, result, self.payload)
-        layers = None if fault else answers.layers_of(result)
+        fault = faults.fault(task, result, self.payload)
+        layers = None if fault else faults.layers_of(result)
         if self.layers is not None and layers != self.layers and not fault:
             fault = f"its BatchNorm layers are {layers}, those of the others {self.layers}"
         if fault is not None:
             deliver(self, ClientError(task, f"its answer was refused: {fault}"))
             return
-        self.fold.add(answers.decoded(task, result, self.payload))
+        self.fold.add(faults.decoded(task, result, self.payload))
         self.layers = layers
         self.answered.add(result.index)
         self.bytes_up += num_bytes(result)
