@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from samples import LAYOUT, cut, flip
 
-from dswag import Config, Layout, Server
+from dswag import Config, Server
 from dswag.checkpoint import Checkpoint, CheckpointError, before
 from dswag.experiments.recipe import Recipe
 
-LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
 THETA = torch.tensor([0.1, -0.0, 1e-45, 3e38, -2.5, 1 / 3, 7.0, 8.0])
 SERVER = Server(THETA, 3, momentum=-THETA, second_moment=THETA.square(), first_loss=0.1 + 0.2)
 
@@ -51,14 +51,8 @@ def test_the_newest_is_taken_and_the_one_before_is_kept(path):
     assert len(list(path.parent.iterdir())) == 2
 
 
-def flip(path, place):
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
 DAMAGES = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "truncated": cut,
     "empty": lambda path: path.write_bytes(b""),
     "one bit of θ": lambda path: flip(path, -1),
     "one bit of the metadata": lambda path: flip(path, path.read_bytes().index(b'\\"round\\"') + 3),

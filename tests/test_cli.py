@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -356,6 +357,17 @@ def test_a_complete_run_has_nothing_to_resume(dswag, run):
     assert err == f"{run} is complete: there is nothing to resume\n"
     assert all(method in out for method in METHODS)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()} == before
+
+
+def test_a_run_that_was_killed_while_it_tidied_up_is_tidied_up(dswag, run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    (path / "report.html").unlink()
+    (path / "explorers").mkdir()
+    for left in ("checkpoint.before.safetensors", "explorers/00000.safetensors", ".report.html.x1"):
+        (path / left).write_text("left")
+    assert dswag("train", "--resume", path)[0] == 0
+    assert {file.name for file in path.iterdir()} == {file.name for file in run.iterdir()}
 
 
 @pytest.mark.parametrize(

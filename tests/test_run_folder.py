@@ -7,20 +7,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samples import LAYOUT, METRICS, POSTERIOR
 
-from dswag import GaussianPosterior, Layout, PosteriorFileError, files
+from dswag import PosteriorFileError, files
 from dswag.checkpoint import Checkpoint, CheckpointError
 from dswag.config import Config
 from dswag.data.class_counts import ClassCounts
-from dswag.evaluation.calibration import Reliability
-from dswag.evaluation.metrics import Scores
 from dswag.exchange import Missing
 from dswag.files import SaveError
-from dswag.records import ExploreRecord, Metrics, RoundRecord
+from dswag.records import ExploreRecord, RoundRecord
 from dswag.run_folder import FILES, RunFolder, RunFolderError
 from dswag.server import Server
 
-LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
 PARTITION = ClassCounts(("cat", "dog"), ((3, 0), (1, 2)))
 HISTORY = [
     RoundRecord(1, 2.5, 0.1, (2, 0), 0.5),
@@ -28,15 +26,6 @@ HISTORY = [
 ]
 EXPLORATION = ExploreRecord(0.5, (2, 1), (Missing(1, "vanished"),), 300, 100)
 CHECKPOINT = Checkpoint(Server(torch.arange(8.0), 2), LAYOUT)
-POSTERIOR = GaussianPosterior(torch.arange(8.0), torch.ones(8), torch.ones(2, 8), count=2, layout=LAYOUT)
-METRICS = Metrics(
-    scores={"DSWAG": Scores(0.9, 0.3, 0.1, 0.02, 0.03, 10)},
-    reliability={"DSWAG": Reliability("equal-mass", (0.6, 0.9), (0.5, 1.0), (5, 5))},
-    samples=3,
-    scale=0.5,
-    seconds={"phase 1": 1.5},
-    environment={"torch": "2"},
-)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from samples import cut, flip
 
 from dswag import ClientError, Config, InProcess, Layout, Moments, collect, explore
 from dswag.engines.recorded import Recorded
@@ -93,14 +94,8 @@ def test_all_saved_means_nobody_is_asked(engine, theta, tmp_path):
     assert rest.asked == []
 
 
-def flip(path, place):
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
 DAMAGES = {
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "truncated": cut,
     "one bit of a weight": lambda path: flip(path, -3),
     "one bit of a number": lambda path: flip(path, path.read_bytes().index(b"num_examples") + 16),
     "text": lambda path: path.write_text("no tensors"),

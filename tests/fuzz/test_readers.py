@@ -17,19 +17,18 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from samples import LAYOUT, METRICS, POSTERIOR
 
-from dswag import Config, ConfigError, GaussianPosterior, Layout, PosteriorFileError, Server
+from dswag import Config, ConfigError, GaussianPosterior, PosteriorFileError, Server
 from dswag.checkpoint import Checkpoint, CheckpointError
 from dswag.cli.inputs import InputError, read_images
 from dswag.data.class_counts import ClassCounts
 from dswag.data.formats import DataFormatError, gunzip, read_cifar, read_idx, read_idx_pair, tar_members
 from dswag.engines.recorded import Recorded
-from dswag.evaluation.calibration import Reliability
-from dswag.evaluation.metrics import Scores
 from dswag.exchange import Missing
 from dswag.experiments.recipe import Recipe
 from dswag.folds import Snapshots
-from dswag.records import ExploreRecord, Metrics, RoundRecord
+from dswag.records import ExploreRecord, RoundRecord
 from dswag.run_folder import RunFolder, RunFolderError
 from dswag.state_dicts import CheckpointFileError, read_state_dict
 from dswag.tasks import ClientUpdate, TrainResult, TrainTask
@@ -135,8 +134,6 @@ def test_tar_is_read_or_refused(content):
 
 # ------------------------------------------------------------------------------------------- tensors and checkpoints
 
-LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
-POSTERIOR = GaussianPosterior(torch.arange(8.0), torch.ones(8), torch.ones(2, 8), count=2, layout=LAYOUT)
 SERVER = Server(torch.arange(8.0), 2, momentum=torch.ones(8), first_loss=2.0)
 
 posterior = of_file(lambda path: POSTERIOR.save(path), ".safetensors")
@@ -243,22 +240,10 @@ RECORDS = [
     ExploreRecord(0.5, (2, 1), (), 300, 100),
 ]
 LINES = "".join(json.dumps(asdict(record)) + "\n" for record in RECORDS)
-METRICS = json.dumps(
-    asdict(
-        Metrics(
-            scores={"DSWAG": Scores(0.9, 0.3, 0.1, 0.02, 0.03, 10)},
-            reliability={"DSWAG": Reliability("equal-mass", (0.6, 0.9), (0.5, 1.0), (5, 5))},
-            samples=3,
-            scale=0.5,
-            seconds={"phase 1": 1.5},
-            environment={"torch": "2"},
-        )
-    )
-)
 PARTS = json.dumps(asdict(ClassCounts(("cat", "dog"), ((3, 0), (1, 2)))))
 READERS = {
     "history.jsonl": (LINES, lambda folder: (folder.history(), folder.exploration())),
-    "metrics.json": (METRICS, RunFolder.metrics),
+    "metrics.json": (json.dumps(asdict(METRICS)), RunFolder.metrics),
     "partition.json": (PARTS, RunFolder.partition),
     "config.toml": (SETTINGS, lambda folder: folder.config(Recipe)),
 }

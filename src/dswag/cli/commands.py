@@ -36,6 +36,8 @@ def train(options: Train) -> None:
     recipe = options.recipe() if folder is None else options.resumed(folder.config(Recipe))
     if folder is not None and folder.metrics() is not None:
         console.say(f"{folder.path} is complete: there is nothing to resume")
+        folder.remove_leftovers()
+        folder.remove_answers()  # a process that was killed may not have come that far
         complete = (folder.path / REPORT).exists()
     else:
         experiment = build(recipe, workers=options.workers, progress=True)

@@ -1,6 +1,6 @@
 """One run from its recipe to its scores, saved as it goes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,7 +15,7 @@ from dswag.config import Config
 from dswag.data.class_counts import ClassCounts
 from dswag.engines.in_process import InProcess
 from dswag.engines.recorded import Recorded
-from dswag.experiments.recipe import Experiment
+from dswag.experiments.recipe import Experiment, Recipe
 from dswag.experiments.scoring import DEFAULT_KINDS, Scored, metrics, score_methods
 from dswag.folds import Both, Snapshots
 from dswag.parameters import Layout
@@ -24,7 +24,7 @@ from dswag.records import ExploreRecord, RoundRecord
 from dswag.run_folder import RunFolder
 from dswag.scaling import calibrate
 from dswag.server import Server
-from dswag.tasks import TrainResult
+from dswag.tasks import Engine, TrainResult
 from dswag.threads import default_workers
 from dswag.training import collect, evaluate, explore, synchronize
 
@@ -57,7 +57,11 @@ Event = Starting | RoundRecord | Exploring | ExploreRecord | Evaluating | Scored
 
 
 def execute(
-    experiment: Experiment, folder: RunFolder, *, explored: Callable[[], None] = lambda: None
+    experiment: Experiment,
+    folder: RunFolder,
+    *,
+    explored: Callable[[], None] = lambda: None,
+    keep_answers: bool = True,
 ) -> Iterator[Event]:
     """Runs an experiment from where the folder says that it stands, and yields what happened once it is saved there.
 
@@ -69,6 +73,7 @@ def execute(
         experiment: what to run.
         folder: of a new run, or of one that was stopped.
         explored: called whenever an explorer is done, the one thing that happens inside a single exchange.
+        keep_answers: whether explorers' answers are saved, and told of, as they come; not where several processes run.
 
     Raises:
         ClientError, TooFewClientsError, DivergenceError: from the algorithms.
@@ -76,28 +81,13 @@ def execute(
         SaveError: a file that cannot be written.
     """
     recipe, layout = experiment.recipe, Layout.of(experiment.model)
-    dataset = experiment.dataset
     folder.remove_leftovers()
-    folder.save_partition(ClassCounts.of(experiment.parts, dataset.train.targets, dataset.class_names))
-    checkpoint, faults = folder.latest_checkpoint()
-    start = Server(layout.flatten(experiment.model)) if checkpoint is None else checkpoint.server
-    if checkpoint is not None:
-        checkpoint.check(recipe)
-    history = list(folder.rounds_before(checkpoint))
-    yield Starting(start.round, faults)
-    server, saved = start, start.round
-    for record, server in _rounds(experiment, start):
-        history.append(record)
-        folder.save_history(history)
-        if server.round % recipe.checkpoint_every == 0:
-            folder.save_checkpoint(Checkpoint(server, layout, recipe.decisive()))
-            saved = server.round
-        yield record
-    if saved < server.round:
-        folder.save_checkpoint(Checkpoint(server, layout, recipe.decisive()))
+    folder.save_partition(_class_counts(experiment))
+    server, history = yield from _synchronize(experiment, folder, layout)
 
     yield Exploring(cohort_size(recipe.explorers, recipe.clients))
-    posterior, snapshots, exploration = _explore(experiment, server.theta, layout, folder, explored)
+    engine = Recorded(experiment.engine, folder.answers, answered=explored) if keep_answers else experiment.engine
+    posterior, snapshots, exploration = _explore(recipe, engine, server.theta, layout)
     folder.save_history(history, exploration)
     yield exploration
     if recipe.calibrate:
@@ -117,6 +107,30 @@ def execute(
     }
     folder.save_metrics(metrics(scored, recipe, seconds))
     folder.remove_answers()
+
+
+def _synchronize(
+    experiment: Experiment, folder: RunFolder, layout: Layout
+) -> Generator[Event, None, tuple[Server, list[RoundRecord]]]:
+    """Phase 1 from the latest checkpoint on, saved as it goes; returns where it ends, and all of its rounds."""
+    recipe = experiment.recipe
+    checkpoint, faults = folder.latest_checkpoint()
+    if checkpoint is not None:
+        checkpoint.check(recipe)
+    start = Server(layout.flatten(experiment.model)) if checkpoint is None else checkpoint.server
+    history = list(folder.rounds_before(checkpoint))
+    yield Starting(start.round, faults)
+    server, saved = start, start.round
+    for record, server in _rounds(experiment, start):
+        history.append(record)
+        folder.save_history(history)
+        if server.round % recipe.checkpoint_every == 0:
+            folder.save_checkpoint(Checkpoint(server, layout, recipe.decisive()))
+            saved = server.round
+        yield record
+    if saved < server.round:
+        folder.save_checkpoint(Checkpoint(server, layout, recipe.decisive()))
+    return server, history
 
 
 def _rounds(experiment: Experiment, start: Server) -> Iterator[tuple[RoundRecord, Server]]:
@@ -142,21 +156,20 @@ def _rounds(experiment: Experiment, start: Server) -> Iterator[tuple[RoundRecord
 
 
 def _explore(
-    experiment: Experiment,
-    theta: Float[Tensor, "d"],
-    layout: Layout,
-    folder: RunFolder,
-    explored: Callable[[], None],
+    recipe: Recipe, engine: Engine, theta: Float[Tensor, "d"], layout: Layout
 ) -> tuple[GaussianPosterior, Float[Tensor, "s d"], ExploreRecord]:
     """Phases 2 and 3: the posterior, all snapshots, and what it took."""
-    recipe = experiment.recipe
-    engine = Recorded(experiment.engine, folder.answers, answered=explored)
     fold: Both[TrainResult, GaussianPosterior, Tensor] = Both(collect(theta, recipe, layout), Snapshots())
     started = perf_counter()
     done = explore(engine, theta, recipe, fold)
     posterior, snapshots = fold.result()
     record = ExploreRecord(perf_counter() - started, done.clients, done.missing, done.bytes_down, done.bytes_up)
     return posterior, snapshots, record
+
+
+def _class_counts(experiment: Experiment) -> ClassCounts:
+    dataset = experiment.dataset
+    return ClassCounts.of(experiment.parts, dataset.train.targets, dataset.class_names)
 
 
 def _saved(folder: RunFolder) -> GaussianPosterior | None:
