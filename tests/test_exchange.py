@@ -115,8 +115,8 @@ FAULTS = [
     (train_task(), trained(thetas=torch.ones(2, 3).to_sparse()), "snapshots must be dense .*got torch.sparse"),
     (train_task(), trained(thetas=HALF), "snapshots must be dense torch.float32, got .*bfloat16"),
     (train_task(upload="bfloat16"), trained(), "snapshots must be dense torch.bfloat16, got .*float32"),
-    (train_task(), trained(thetas=torch.full((2, 3), math.nan)), "snapshots must be finite"),
-    (train_task(), trained(thetas=torch.tensor([[math.inf, -math.inf, 0], [0, 0, 0]])), "snapshots must be finite"),
+    (train_task(), trained(thetas=torch.full((2, 3), math.nan)), "it is not finite: snapshots"),
+    (train_task(), trained(thetas=torch.tensor([[math.inf, -math.inf, 0], [0, 0, 0]])), "it is not finite: snapshots"),
     (train_task(), trained(num_examples=0), "num_examples must be a whole number of at least 1, got 0"),
     (train_task(), trained(num_examples=-7), "num_examples .* got -7"),
     (train_task(), trained(num_examples=True), "num_examples .* got True"),
@@ -137,7 +137,7 @@ FAULTS = [
     (
         STATISTICS,
         replace(SEEN, statistics=({"1": layer(mean=[1.0, math.inf])}, {})),
-        "mean of layer '1' must be finite",
+        "it is not finite: mean of layer",
     ),
     (EVALUATE, replace(EVALUATED, num_examples=0), "num_examples .* got 0"),
     (EVALUATE, replace(EVALUATED, loss_sum=math.inf), "loss_sum must be a finite number, got inf"),
@@ -147,7 +147,7 @@ FAULTS = [
     (CALIBRATE, replace(CALIBRATED, gains=GRID.T), r"gains must have shape \[2, 3\], got \[3, 2\]"),
     (CALIBRATE, replace(CALIBRATED, squares=GRID[:1]), r"squares must have shape \[2, 3\], got \[1, 3\]"),
     (CALIBRATE, replace(CALIBRATED, squares=-GRID), "squares must be at least 0, got -1"),
-    (CALIBRATE, replace(CALIBRATED, gains=GRID * math.nan), "gains must be finite"),
+    (CALIBRATE, replace(CALIBRATED, gains=GRID * math.nan), "it is not finite: gains"),
 ]
 
 

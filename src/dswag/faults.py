@@ -101,7 +101,7 @@ def _tensor(
     if value.dtype != dtype or value.layout != torch.strided:
         yield f"{name} must be dense {dtype}, got {value.layout} {value.dtype}"
     if not (torch.isfinite(value.sum()) or torch.isfinite(value).all()):  # a sum of finite numbers may overflow
-        yield f"{name} must be finite"
+        yield f"it is not finite: {name}"
     if least is not None and (value < least).any():
         yield f"{name} must be at least {least:g}, got {value.min():g}"
 
