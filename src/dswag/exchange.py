@@ -57,17 +57,17 @@ def exchange(
     door = _Door(fold, payload, tasks, tolerant=minimum is not None)
     engine.reduce(payload, tasks, door)
     attempts, errors = list(tasks), door.unanswered()
-    if minimum is not None and len(door.answered) < minimum:
+    if minimum is not None and door.count < minimum:
         again = [error.task for error in errors]
         engine.reduce(payload, again, door)
         attempts += again
         errors = door.unanswered()
     missing = tuple(Missing(error.task.client, error.cause) for error in errors)
-    if minimum is not None and len(door.answered) < minimum:
+    if minimum is not None and door.count < minimum:
         causes = "; ".join(f"client {client.client}: {client.cause}" for client in missing)
         raise TooFewClientsError(
             f"{tasks[0].occasion} needs the results of at least {minimum} clients, "
-            f"got {len(door.answered)} of {len(tasks)}: {causes}"
+            f"got {door.count} of {len(tasks)}: {causes}"
         )
     bytes_down = len(attempts) * num_bytes(payload) + sum(map(num_bytes, attempts))
     return Exchange(fold, tuple(task.client for task in tasks), missing, bytes_down, door.bytes_up)
@@ -94,15 +94,20 @@ class _Door(Generic[FoldT]):
         self.payload = payload
         self.tasks = {task.index: task for task in tasks}
         self.tolerant = tolerant
-        self.answered: set[int] = set()
+        self.let_in: set[int] = set()
         self.bytes_up = 0
-        self.errors: dict[int, ClientError] = {}
+        self.missing: dict[int, ClientError] = {}
         self.layers: Any = None
+
+    @property
+    def count(self) -> int:
+        """How many answers were let in."""
+        return len(self.let_in)
 
     def add(self, result: Result) -> None:
         """Lets an answer in, or refuses it."""
         task = self.tasks.get(result.index)
-        if task is None or result.index in self.answered:
+        if task is None or result.index in self.let_in:
             self._turn_away(result)
             return
         fault = faults.fault(task, result, self.payload)
@@ -114,21 +119,23 @@ class _Door(Generic[FoldT]):
             return
         self.fold.add(faults.decoded(task, result, self.payload))
         self.layers = layers
-        self.answered.add(result.index)
+        self.let_in.add(result.index)
         self.bytes_up += num_bytes(result)
+        self.missing.pop(result.index, None)
 
     def miss(self, error: ClientError) -> None:
         """Takes note of a client without an answer."""
         if not self.tolerant:
             raise error
-        self.errors[error.task.index] = error
+        self.missing[error.task.index] = error
 
     def merge(self, other: Self) -> None:
         """Takes in what another one let in."""
         self.fold.merge(other.fold)
-        self.answered |= other.answered
+        self.let_in |= other.let_in
         self.bytes_up += other.bytes_up
-        self.errors |= other.errors
+        missing = {**self.missing, **other.missing}
+        self.missing = {index: error for index, error in missing.items() if index not in self.let_in}
         self.layers = self.layers or other.layers
 
     def result(self) -> Any:
@@ -137,8 +144,8 @@ class _Door(Generic[FoldT]):
 
     def unanswered(self) -> list[ClientError]:
         """For each task without an answer why, in their order; none where every client must answer."""
-        left = [task for index, task in self.tasks.items() if index not in self.answered]
-        errors = [self.errors.get(task.index) or ClientError(task, "no answer came") for task in left]
+        left = [task for index, task in self.tasks.items() if index not in self.let_in]
+        errors = [self.missing.get(task.index) or ClientError(task, "no answer came") for task in left]
         if errors and not self.tolerant:
             raise errors[0]
         return errors

@@ -173,7 +173,7 @@ def test_a_client_that_failed_is_asked_again_in_the_exchange_and_by_a_resumed_on
     assert [missing.client for missing in first.missing] == [1]
     again = exchange(Recorded(Scripted(wrong, good), tmp_path), payload, tasks, Snapshots(), minimum=3)
     assert again.missing == ()
-    assert again.fold.result()[:, 0].tolist() == [0, 2, 1]
+    assert sorted(again.fold.result()[:, 0].tolist()) == [0, 1, 2]
     third = exchange(Recorded(Scripted(), tmp_path), payload, tasks, Snapshots())
     assert third.fold.result()[:, 0].tolist() == [0, 1, 2]
 
