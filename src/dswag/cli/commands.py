@@ -35,17 +35,12 @@ def train(options: Train) -> None:
     folder = None if options.resume is None else RunFolder.open(options.resume)
     recipe = options.recipe() if folder is None else options.resumed(folder.config(Recipe))
     if folder is not None and folder.metrics() is not None:
-        console.say(f"{folder.path} is complete: there is nothing to resume")
-        folder.remove_leftovers()
-        folder.remove_answers()  # a process that was killed may not have come that far
-        complete = (folder.path / REPORT).exists()
-    else:
-        experiment = build(recipe, workers=options.workers, progress=True)
-        folder = _new_folder(options, experiment) if folder is None else folder
-        _run(experiment, folder)
-        complete = False
-    written = folder.path / REPORT if complete else folder.save_report(page([folder]))
-    _show(folder, written, as_json=options.json)
+        _say_complete(folder, options)
+        return
+    experiment = build(recipe, workers=options.workers, progress=True)
+    folder = _new_folder(options, experiment) if folder is None else folder
+    _run(experiment, folder)
+    _show(folder, folder.save_report(page([folder])), as_json=options.json)
 
 
 def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
@@ -125,6 +120,15 @@ def _new_folder(options: Train, experiment: Experiment) -> RunFolder:
     if options.output is None:
         return RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.model}", recipe)
     return RunFolder.create(options.output, recipe, overwrite=options.overwrite)
+
+
+def _say_complete(folder: RunFolder, options: Train) -> None:
+    """Shows a run that needs no resuming, after doing what its process was killed before."""
+    console.say(f"{folder.path} is complete: there is nothing to resume")
+    folder.remove_leftovers()
+    folder.remove_answers()
+    written = folder.path / REPORT
+    _show(folder, written if written.exists() else folder.save_report(page([folder])), as_json=options.json)
 
 
 def _run(experiment: Experiment, folder: RunFolder) -> None:

@@ -76,7 +76,9 @@ def _read_array(path: Path) -> np.ndarray:
                 raise InputError(
                     f"{path} must hold one array, or one named images, got {', '.join(names) or 'none'}: save it alone"
                 )
-            array: np.ndarray = content["images" if "images" in names else names[0]]
+            array = content["images" if "images" in names else names[0]]
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"{path} holds something else than an array: save it with numpy.savez")
             return array
     except InputError:
         raise
