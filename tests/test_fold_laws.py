@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from dswag.aggregation import Mean, aggregator
 from dswag.batch_norm import PooledStatistics
 from dswag.exchange import _Door
-from dswag.experiments.run import _Watched
 from dswag.folds import Both, Snapshots, Tally
 from dswag.moments import Moments
 from dswag.randomness import generator_for
@@ -98,7 +97,6 @@ FOLDS = {
     "tally of regressions": (Tally, regressed),
     "both": (lambda: Both(Mean(torch.zeros(D)), Snapshots()), trained),
     "door": (lambda: door(Mean(torch.zeros(D))), trained),
-    "watched": (lambda: _Watched(Snapshots(), lambda: None), trained),
     "gains": (SummedGains, calibrated),
 }
 ALMOST = {

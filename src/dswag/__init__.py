@@ -2,9 +2,12 @@
 
 from dswag.api import Run, train
 from dswag.batch_norm import update as update_batch_norm
+from dswag.checkpoint import Checkpoint, CheckpointError
 from dswag.config import Config, ConfigError
+from dswag.divergence import DivergenceError
 from dswag.engines.in_process import InProcess
-from dswag.exchange import TooFewClientsError
+from dswag.engines.recorded import Recorded
+from dswag.exchange import Missing, TooFewClientsError
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior, PosteriorFileError
@@ -16,15 +19,20 @@ from dswag.tasks import ClientError
 from dswag.training import Round, collect, evaluate, explore, synchronize
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "ClientError",
     "Config",
     "ConfigError",
+    "DivergenceError",
     "GaussianPosterior",
     "InProcess",
     "Layout",
+    "Missing",
     "Moments",
     "PosteriorFileError",
     "Predictive",
+    "Recorded",
     "Regression",
     "Round",
     "Run",

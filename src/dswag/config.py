@@ -1,6 +1,8 @@
 """The settings of a run, checked when made; the paper's symbols stand in the descriptions."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -184,6 +186,10 @@ class Config:
             faults.append("a running mean does not withstand malicious clients: use centering final, or moments mean")
         return faults
 
+    def decisive(self) -> dict[str, object]:
+        """The settings that a run's outcome depends on, which one that is resumed keeps."""
+        return asdict(self)
+
     @property
     def training_part(self) -> Part | None:
         """Which of a client's examples training sees; all where none are held out."""
@@ -232,6 +238,13 @@ class Config:
         """Writes every setting that has a value to a TOML file."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
         write_text(Path(path), tomli_w.dumps(values))
+
+
+def differences(settings: Mapping[str, object], others: Mapping[str, object]) -> tuple[str, ...]:
+    """The settings in which the two differ, such as "rounds (20, not 30)"; a number and a fraction of clients do."""
+    names = [*settings, *(name for name in others if name not in settings)]
+    pairs = [(name, json.dumps(settings.get(name)), json.dumps(others.get(name))) for name in names]
+    return tuple(f"{name} ({one}, not {other})" for name, one, other in pairs if one != other)
 
 
 def _describe(fault: Any) -> str:

@@ -17,6 +17,7 @@ from torch.optim.sgd import sgd
 from dswag import batch_norm
 from dswag.data import holdout
 from dswag.data.examples import ClientData
+from dswag.divergence import has_diverged
 from dswag.evaluation.temperature import temper
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
@@ -121,17 +122,26 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     step = _Step(task.update, workspace, generator)
     start = workspace.theta.clone() if task.upload == "bfloat16" else None
     snapshots = []
-    loss = math.nan
+    loss, first_loss = math.nan, None
     for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
         loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
         for inputs, targets in data.batches(task.update.batch_size, generator=generator, augment=True):
             workspace.check_time(task, epoch=epoch)
-            loss_sum += len(targets) * step(inputs, targets, rate)  # l. 8-9, 20-21
+            batch_loss = step(inputs, targets, rate)  # l. 8-9, 20-21
+            first_loss = batch_loss if first_loss is None else first_loss
+            loss_sum += len(targets) * batch_loss
             num_seen += len(targets)
         loss = float(loss_sum) / num_seen
         if not (math.isfinite(loss) and torch.isfinite(workspace.theta.sum())):
             cause = f"loss is {loss:g}" if not math.isfinite(loss) else "weights are not finite"
             raise ClientError(task, f"{cause} (learning rate {rate:g})", epoch=epoch)
+        if first_loss is not None and has_diverged(loss, float(first_loss)):
+            raise ClientError(
+                task,
+                f"loss is {loss:g}, after {first_loss:g} in the first minibatch (learning rate {rate:g}): "
+                "lower the learning rate, or set clip_gradient",
+                epoch=epoch,
+            )
         if epoch in task.snapshots:
             theta = workspace.theta
             snapshots.append(theta.clone() if start is None else (theta - start).bfloat16())

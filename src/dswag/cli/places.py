@@ -18,6 +18,8 @@ class Place:
     make_engine: MakeEngine
     leads: bool = True
     """Whether this process writes the run folder, and says how far the run is."""
+    keeps_answers: bool = True
+    """Whether explorers' answers are saved as they come, which needs one process that all of them come to."""
 
 
 def at_place(options: Train, run: Callable[[Place], None]) -> None:
@@ -27,4 +29,4 @@ def at_place(options: Train, run: Callable[[Place], None]) -> None:
             run(Place(InProcess))
         case "distributed":
             with joined(timeout=options.rank_timeout) as ranks:
-                run(Place(partial(Distributed, ranks=ranks), leads=ranks.rank == 0))
+                run(Place(partial(Distributed, ranks=ranks), leads=ranks.rank == 0, keeps_answers=False))
