@@ -115,7 +115,7 @@ def test_stopped_in_phase_2_it_leaves_the_posterior_of_what_came_in(experiment, 
     with pytest.raises(KeyboardInterrupt):
         list(execute(experiment, folder, explored=StopAfter(2)))
     theta = folder.checkpoint().theta
-    expected = Moments(theta, rank=TINY.rank)
+    expected = training.collect(theta, TINY)
     for snapshot in training.explore(experiment.engine, theta, TINY, Snapshots()).fold.result()[:2]:
         expected.add(snapshot)
     saved = folder.posterior()
