@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dswag import ClientError, InProcess, Moments, api, training
+from dswag import ClientError, InProcess, api, training
 from dswag.data.class_counts import ClassCounts
 from dswag.experiments.recipe import Experiment, Recipe, build
 from dswag.experiments.run import Evaluating, Exploring, execute
