@@ -206,7 +206,7 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
         return collected
 
     return StatisticsResult(
-        index=task.index, client=task.client, statistics=tuple(collect(theta) for theta in _thetas(task.draws, payload))
+        index=task.index, client=task.client, statistics=tuple(collect(theta) for theta in thetas(task.draws, payload))
     )
 
 
@@ -253,7 +253,7 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
     number = 0
     for group, draws in enumerate(task.draws):
         total = torch.zeros(())
-        for theta in _thetas((draws,), payload):
+        for theta in thetas((draws,), payload):
             workspace.check_time(task)
             workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
             with torch.inference_mode():
@@ -274,15 +274,7 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
     )
 
 
-def _part(data: ClientData, task: Task) -> ClientData:
-    """The examples that the task is about."""
-    if task.part is None:
-        return data
-    rest, held_out = holdout.split(data, task.part.fraction, derive_seed(task.part.seed, task.client))
-    return held_out if task.part.held_out else rest
-
-
-def _thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
+def thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
     """The payload's θ, or the draws from its posterior, one at a time."""
     if not groups:
         yield payload["theta"]
@@ -291,3 +283,11 @@ def _thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
         posterior = GaussianPosterior.from_tensors(payload, **scales)
         for number in range(draws.first, draws.first + draws.count):
             yield posterior.sample(draws.seed, first=number, kind=draws.kind, scale=draws.scale)[0]
+
+
+def _part(data: ClientData, task: Task) -> ClientData:
+    """The examples that the task is about."""
+    if task.part is None:
+        return data
+    rest, held_out = holdout.split(data, task.part.fraction, derive_seed(task.part.seed, task.client))
+    return held_out if task.part.held_out else rest
