@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-pytest.importorskip("flwr", reason="the Flower engine needs flwr: pip install 'dswag[flower]'")
+pytest.importorskip("flwr", reason="needs flwr: pip install 'dswag[flower]'")
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto

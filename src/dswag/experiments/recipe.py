@@ -18,6 +18,7 @@ from dswag.data.formats import DataFormatError
 from dswag.data.partition import PARTITIONS, needed_settings, partition
 from dswag.engines.in_process import InProcess
 from dswag.randomness import derive_seed
+from dswag.tasks import Engine
 
 _EXAMPLES = {"concentration": 0.3, "shards_per_client": 2}
 """Settings that some partitions need, each with a value to try."""
@@ -80,7 +81,7 @@ class Experiment:
     dataset: datasets.ImageDataset
     model: nn.Module
     """With its initial weights."""
-    engine: InProcess
+    engine: Engine
     """Where the clients are."""
     parts: Sequence[Int64[Tensor, "_"]]
     """Which of the training examples each client has."""

@@ -8,6 +8,8 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 if find_spec("flwr") is None:
     raise ImportError("the Flower engine needs flwr: pip install 'dswag[flower]'")
 
+from flwr.app import Context as Context
+
 from dswag.engines.flower.client import Node as Node
 from dswag.engines.flower.client import client_app as client_app
 from dswag.engines.flower.server import Flower as Flower

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from dswag.tasks import (
@@ -198,6 +198,9 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except RecordError:
         raise
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise RecordError(f"{what} cannot be read: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
     except Exception as error:
         raise RecordError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
 
