@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import threading
 from dataclasses import replace
 from importlib import reload
 
@@ -26,11 +27,12 @@ pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict  # noqa: E402
 
 import dswag.engines.flower  # noqa: E402
-from dswag.engines.flower import Flower, census, records  # noqa: E402
+from dswag.engines.flower import Flower, census, records, simulate  # noqa: E402
 from dswag.engines.flower.server import NoNodesError  # noqa: E402
 
 SIZES = (20, 33, 11, 26)
 EVERYBODY = range(4)
+PATIENCE = 60  # seconds until a test that hangs fails
 DRAWS = Draws(seed=3, first=0, count=2, kind="swag", scale=1.0)
 
 
@@ -463,6 +465,78 @@ json_values = st.recursive(
 def test_whatever_a_node_answers_is_a_result_or_a_client_error(text, task):
     (answer,) = records.read_reply(RecordDict({"reply": ConfigRecord({"answers": [text]})}), [task])
     assert isinstance(answer, ClientError) or answer.client == task.client
+
+
+# -------------------------------------------------------------------------------------------------- the simulation
+
+
+@pytest.fixture
+def simulate_on(monkeypatch):
+    """`simulate`, with a grid inside this process instead of Ray; `during` is what the main thread does meanwhile."""
+    simulation = pytest.importorskip("flwr.simulation")
+
+    def simulate_on(grid, server, during=lambda: None):
+        def run_simulation(server_app, client_app, nodes, backend_config):
+            thread = threading.Thread(target=server_app, args=(grid, None))
+            thread.start()
+            during()
+            thread.join(PATIENCE)
+
+        monkeypatch.setattr(simulation, "run_simulation", run_simulation)
+        monkeypatch.setattr("dswag.engines.flower.simulation.find_spec", lambda name: name)
+        return simulate(grid.app, len(grid.contexts), server)
+
+    return simulate_on
+
+
+def test_a_simulation_gives_what_the_server_returned(make_federation, simulate_on):
+    model, _, grid, _ = make_federation(nodes=4)
+    assert simulate_on(grid, lambda grid: Flower(grid, model, 4).num_clients) == 4
+
+
+def test_an_error_of_the_server_is_raised_where_the_simulation_was_started(make_federation, simulate_on):
+    def server(grid):
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        simulate_on(make_federation()[2], server)
+
+
+def test_an_interrupt_reaches_the_server_at_its_next_look_at_the_grid(make_federation, simulate_on):
+    _, _, grid, _ = make_federation()
+    began, interrupted, seen = threading.Event(), threading.Event(), []
+
+    def server(grid):
+        began.set()
+        interrupted.wait(PATIENCE)
+        try:
+            while True:
+                grid.get_node_ids()
+        except KeyboardInterrupt:
+            seen.append("saved what there was")
+            raise
+
+    def during():
+        began.wait(PATIENCE)
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_on(grid, server, during)
+    assert seen == ["saved what there was"]
+
+
+def test_a_simulation_that_never_began_is_an_error(make_federation, monkeypatch):
+    monkeypatch.setattr("flwr.simulation.run_simulation", lambda *arguments, **options: None, raising=False)
+    monkeypatch.setattr("dswag.engines.flower.simulation.find_spec", lambda name: name)
+    with pytest.raises(RuntimeError, match="simulation ended before it began"):
+        simulate(make_federation()[2].app, 1, lambda grid: None)
+
+
+def test_without_ray_a_simulation_says_how_to_get_it(make_federation, monkeypatch):
+    monkeypatch.setattr("dswag.engines.flower.simulation.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"Flower's simulation needs Ray: pip install 'flwr\[simulation\]'"):
+        simulate(make_federation()[2].app, 1, lambda grid: None)
 
 
 def test_without_flwr_the_engine_says_how_to_get_it(monkeypatch):
