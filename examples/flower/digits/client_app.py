@@ -1,5 +1,7 @@
 """What a node does: it holds the data of one client, and answers what `dswag` asks of them."""
 
+from dataclasses import replace
+
 from flwr.app import Context
 from safetensors.torch import load_file
 
@@ -14,7 +16,7 @@ def node(context: Context) -> Node:
     if "data" not in context.node_config:
         return here
     own = load_file(str(context.node_config["data"]))
-    return Node(here.model, {int(context.node_config["partition-id"]): (own["inputs"], own["targets"])})
+    return replace(here, clients={int(context.node_config["partition-id"]): (own["inputs"], own["targets"])})
 
 
 app = client_app(node)

@@ -16,9 +16,9 @@ OutT = TypeVar("OutT")
 
 def node(recipe: Recipe, context: Context) -> Node:
     """The node that has the recipe's client of the same number as its `partition-id`."""
-    experiment = _built(recipe)
+    experiment, empty = _built(recipe)
     number = int(context.node_config["partition-id"])
-    return Node(experiment.model, {number: experiment.dataset.train[experiment.parts[number]]})
+    return replace(empty, clients={number: experiment.dataset.train[experiment.parts[number]]})
 
 
 def simulated(experiment: Experiment, work: Callable[[Experiment], OutT]) -> OutT:
@@ -36,6 +36,7 @@ def simulated(experiment: Experiment, work: Callable[[Experiment], OutT]) -> Out
 
 
 @cache
-def _built(recipe: Recipe) -> Experiment:
-    """Once for each process of nodes, whichever clients it runs."""
-    return build(recipe)
+def _built(recipe: Recipe) -> tuple[Experiment, Node]:
+    """The experiment, and a node without clients; once for each process, whichever nodes it plays."""
+    experiment = build(recipe)
+    return experiment, Node(experiment.model, {})

@@ -1,7 +1,7 @@
 """A node of a federation: it answers tasks from the data that lie on it, by the same `local.run` as every engine."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -33,14 +33,16 @@ class Node:
     """Mean loss of (outputs, targets)."""
     layout: Layout | None = None
     """The parameters in θ; all trainable ones if None."""
+    workspaces: list[local.Workspace] = field(default_factory=list)
+    """Copies of the model to work in, made where they lack; nodes that `dataclasses.replace` makes share them."""
 
 
 def client_app(make_node: Callable[[Context], Node], *, mods: Sequence[Mod] = ()) -> ClientApp:
     """The ClientApp whose nodes `make_node` makes, from Flower's context: its `node_config` says which node it is.
 
     Args:
-        make_node: called for every message, as Flower gives each a process of its own; what is dear, such as reading a
-            data set, belongs behind a `functools.cache`, which pays in simulations.
+        make_node: called for every message, as Flower gives each a process of its own. In simulations it pays to put
+            what is dear behind a `functools.cache`: reading a data set, and a node whose `clients` are replaced.
         mods: Flower's modifiers of training messages, such as `LocalDpMod`.
     """
     app = ClientApp()
@@ -76,6 +78,8 @@ def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
             return error
 
     workers = default_workers() if next(node.model.parameters()).device.type == "cpu" else 1
-    workspaces = [local.Workspace(node.model, node.loss, node.layout) for _ in range(max(1, min(workers, len(tasks))))]
+    number = max(1, min(workers, len(tasks)))
+    while len(node.workspaces) < number:
+        node.workspaces.append(local.Workspace(node.model, node.loss, node.layout))
     threads = max(1, default_workers() // len(node.clients))
-    return records.reply(ordered_map(answer, workspaces, tasks, intra_op_threads=threads))
+    return records.reply(ordered_map(answer, node.workspaces[:number], tasks, intra_op_threads=threads))

@@ -73,7 +73,7 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 def request(payload: ArrayRecord, tasks: Sequence[Task]) -> RecordDict:
     """What a node is sent: the payload, and tasks of one kind."""
     (kind,) = {type(task) for task in tasks}
-    texts = [TypeAdapter(kind).dump_json(task).decode() for task in tasks]
+    texts = [_TASKS[kind].dump_json(task).decode() for task in tasks]
     return RecordDict({"payload": payload, "request": ConfigRecord({"tasks": texts})})
 
 
@@ -81,7 +81,7 @@ def read_request(content: RecordDict, kind: type[Task]) -> tuple[Payload, list[T
     """The payload and the tasks. Raises RecordError, also for a task that says what this version does not know."""
     with _reading("the request"):
         texts = [str(text) for text in _list(content.config_records["request"]["tasks"])]
-        adapter = TypeAdapter(kind)
+        adapter = _TASKS[kind]
         tasks = [adapter.validate_json(text) for text in texts]
     foreign = [text for text, task in zip(texts, tasks, strict=True) if adapter.dump_json(task).decode() != text]
     if foreign:
@@ -242,6 +242,7 @@ class _CalibrateNumbers:
     num_examples: _Count
 
 
+_TASKS: dict[type[Task], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in MESSAGE_TYPES}
 _ANSWER: TypeAdapter[Any] = TypeAdapter(_Success | _Failure)
 _NUMBERS: dict[type[Task], TypeAdapter[Any]] = {
     TrainTask: TypeAdapter(_TrainNumbers),
