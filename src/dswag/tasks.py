@@ -256,6 +256,15 @@ class Engine(Protocol):
         """
 
 
+def check_tasks(tasks: Sequence[Task], num_clients: int) -> None:
+    """What every engine asks of tasks before any work. Raises ValueError: none, or one for a client that is not there."""
+    if not tasks:
+        raise ValueError("there are no tasks to reduce: sample at least one client")
+    unknown = [task.client for task in tasks if not 0 <= task.client < num_clients]
+    if unknown:
+        raise ValueError(f"clients are numbered 0 to {num_clients - 1}, got tasks for {unknown}")
+
+
 class ClientError(RuntimeError):
     """A client failed: the message names client, occasion, epoch where there is one, and cause."""
 

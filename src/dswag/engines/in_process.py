@@ -11,7 +11,7 @@ from torch import nn
 from dswag import local
 from dswag.data.examples import client_data
 from dswag.parameters import Layout
-from dswag.tasks import ClientError, FoldT, Payload, Result, Task, deliver
+from dswag.tasks import ClientError, FoldT, Payload, Result, Task, check_tasks, deliver
 from dswag.threads import default_workers, ordered_map
 
 
@@ -61,11 +61,7 @@ class InProcess:
 
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered and the fold took the answers in, in task order."""
-        if not tasks:
-            raise ValueError("there are no tasks to reduce: sample at least one client")
-        unknown = [task.client for task in tasks if not 0 <= task.client < self.num_clients]
-        if unknown:
-            raise ValueError(f"clients are numbered 0 to {self.num_clients - 1}, got tasks for {unknown}")
+        check_tasks(tasks, self.num_clients)
         abort = threading.Event()
 
         def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:

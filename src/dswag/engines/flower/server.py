@@ -24,6 +24,7 @@ from dswag.tasks import (
     Task,
     TrainResult,
     TrainTask,
+    check_tasks,
     deliver,
 )
 
@@ -82,11 +83,7 @@ class Flower:
 
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered, or failed to, and the fold took that in, in task order."""
-        if not tasks:
-            raise ValueError("there are no tasks to reduce: sample at least one client")
-        unknown = [task.client for task in tasks if not 0 <= task.client < self.num_clients]
-        if unknown:
-            raise ValueError(f"clients are numbered 0 to {self.num_clients - 1}, got tasks for {unknown}")
+        check_tasks(tasks, self.num_clients)
         post = _Post(self._grid, self._timeout)
         homes = self._homes(post, {task.client for task in tasks})
         groups: dict[tuple[census.Resident | None, type[Task]], list[Task]] = defaultdict(list)
