@@ -257,7 +257,7 @@ class Engine(Protocol):
 
 
 def check_tasks(tasks: Sequence[Task], num_clients: int) -> None:
-    """What every engine asks of tasks before any work. Raises ValueError: none, or one for a client that is not there."""
+    """Raises ValueError where there are none, or one for a client that does not exist: before any work."""
     if not tasks:
         raise ValueError("there are no tasks to reduce: sample at least one client")
     unknown = [task.client for task in tasks if not 0 <= task.client < num_clients]

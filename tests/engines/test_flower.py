@@ -4,6 +4,7 @@ import io
 import json
 import re
 import threading
+import weakref
 from dataclasses import replace
 from importlib import reload
 
@@ -152,6 +153,26 @@ def test_replies_that_came_early_wait_at_the_grid(make_federation):
 
     engine.reduce({"theta": theta_of(model)}, train_tasks(), Watching())
     assert waiting == [3, 2, 1, 0]
+
+
+def test_arrays_that_were_read_are_let_go(make_federation, monkeypatch):
+    alive, most, crossed = [], [], flower_grid.crossed
+
+    def watched(message):
+        there = crossed(message)
+        if there.has_content():
+            alive.extend(weakref.ref(r) for name, r in there.content.items() if name.startswith("answer"))
+        return there
+
+    class Counting(List):
+        def add(self, result):
+            most.append(sum(reference() is not None for reference in alive))
+
+    model, _, _, engine = make_federation(nodes=4)
+    monkeypatch.setattr(flower_grid, "crossed", watched)
+    engine.reduce({"theta": theta_of(model)}, train_tasks(), Counting())
+    assert len(alive) == 4
+    assert max(most) <= 1
 
 
 def test_bfloat16_differences_cross_in_half_the_bytes_and_arrive_as_they_were(make_federation):

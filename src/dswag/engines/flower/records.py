@@ -8,26 +8,22 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from dswag.engines.flower import results
 from dswag.tasks import (
-    CalibrateResult,
     CalibrateTask,
     ClientError,
-    EvaluateResult,
     EvaluateTask,
-    LayerStatistics,
     Payload,
     Result,
-    StatisticsResult,
     StatisticsTask,
     Task,
-    TrainResult,
     TrainTask,
 )
 
@@ -96,7 +92,7 @@ def reply(answers: Iterable[Result | ClientError]) -> RecordDict:
         if isinstance(answer, ClientError):
             texts.append(json.dumps({"cause": answer.cause, "epoch": answer.epoch}))
             continue
-        numbers, tensors = _pack(answer)
+        numbers, tensors = results.pack(answer)
         texts.append(json.dumps({"numbers": numbers}))
         if tensors:
             content[f"answer {position}"] = to_arrays(tensors)
@@ -115,74 +111,18 @@ def read_reply(content: RecordDict, tasks: Sequence[Task]) -> Iterator[Result | 
         yield from (ClientError(task, str(error)) for task in tasks)
         return
     for position, (text, task) in enumerate(zip(texts, tasks, strict=True)):
-        arrays = content.array_records.get(f"answer {position}", ArrayRecord())
-        content.pop(f"answer {position}", None)  # so that only what was not read yet takes memory
         try:
-            with _reading("its answer"):
-                yield _read_answer(str(text), arrays, task)
+            with _reading("its answer"):  # taken out, so that only what was not read yet takes memory
+                yield _read_answer(str(text), content.pop(f"answer {position}", None), task)
         except RecordError as error:
             yield ClientError(task, str(error))
 
 
-def _read_answer(text: str, arrays: ArrayRecord, task: Task) -> Result | ClientError:
+def _read_answer(text: str, arrays: ArrayRecord | None, task: Task) -> Result | ClientError:
     said = _ANSWER.validate_json(text)
     if isinstance(said, _Failure):
         return ClientError(task, said.cause, epoch=said.epoch)
-    numbers = _NUMBERS[type(task)].validate_python(said.numbers)
-    return _unpack(task, vars(numbers), to_tensors(arrays))
-
-
-def _pack(result: Result) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers and the tensors of a result; which task it answers, its place in the reply says."""
-    match result:
-        case TrainResult():
-            # named like what came, so that Flower's mods know it for an update of that
-            return {"num_examples": result.num_examples, "loss": result.loss}, {"theta": result.thetas}
-        case StatisticsResult():
-            counts, tensors = {}, {}
-            for name in result.statistics[0]:  # few arrays with a row for each draw: each array is a trip of its own
-                seen = [draw[name] for draw in result.statistics]
-                counts[name] = [layer.count for layer in seen]
-                tensors[f"{name}/mean"] = torch.stack([layer.mean for layer in seen])
-                tensors[f"{name}/scatter"] = torch.stack([layer.scatter for layer in seen])
-            return {"counts": counts}, tensors
-        case EvaluateResult():
-            return {name: getattr(result, name) for name in ("num_examples", "loss_sum", "num_correct")}, {}
-        case CalibrateResult():
-            return {"num_examples": result.num_examples}, {"gains": result.gains, "squares": result.squares}
-        case _:
-            raise TypeError(f"there is no record for a {type(result).__name__}")
-
-
-def _unpack(task: Task, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> Result:
-    """The result of a task; an error of any kind where numbers and tensors are not a result's."""
-    who: dict[str, int] = {"index": task.index, "client": task.client}
-    match task:
-        case TrainTask():
-            return TrainResult(**who, **numbers, thetas=tensors["theta"])
-        case StatisticsTask():
-            number = sum(draws.count for draws in task.draws) or 1
-            counts = numbers["counts"]
-            means = {name: _rows(tensors[f"{name}/mean"], number) for name in counts}
-            scatters = {name: _rows(tensors[f"{name}/scatter"], number) for name in counts}
-            statistics = (
-                {
-                    name: LayerStatistics(count=counts[name][i], mean=means[name][i], scatter=scatters[name][i])
-                    for name in counts
-                }
-                for i in range(number)
-            )
-            return StatisticsResult(**who, statistics=tuple(statistics))
-        case EvaluateTask():
-            return EvaluateResult(**who, **numbers)
-        case _:
-            return CalibrateResult(**who, **numbers, gains=tensors["gains"], squares=tensors["squares"])
-
-
-def _rows(tensor: Tensor, number: int) -> Tensor:
-    if tensor.dim() != 2 or len(tensor) != number or tensor.dtype != torch.float64:
-        raise ValueError(f"expected {number} rows of float64, got {list(tensor.shape)} of {tensor.dtype}")
-    return tensor
+    return results.unpack(task, said.numbers, {} if arrays is None else to_tensors(arrays))
 
 
 def _list(value: object) -> list[Any]:
@@ -205,9 +145,6 @@ def _reading(what: str) -> Iterator[None]:
         raise RecordError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
 
 
-_Count = Annotated[int, Field(ge=1, strict=True)]
-
-
 @dataclass
 class _Failure:
     cause: str
@@ -219,34 +156,5 @@ class _Success:
     numbers: dict[str, Any]
 
 
-@dataclass
-class _TrainNumbers:
-    num_examples: _Count
-    loss: float
-
-
-@dataclass
-class _StatisticsNumbers:
-    counts: dict[str, list[_Count]]
-
-
-@dataclass
-class _EvaluateNumbers:
-    num_examples: _Count
-    loss_sum: float
-    num_correct: Annotated[int, Field(ge=0, strict=True)] | None
-
-
-@dataclass
-class _CalibrateNumbers:
-    num_examples: _Count
-
-
 _TASKS: dict[type[Task], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in MESSAGE_TYPES}
 _ANSWER: TypeAdapter[Any] = TypeAdapter(_Success | _Failure)
-_NUMBERS: dict[type[Task], TypeAdapter[Any]] = {
-    TrainTask: TypeAdapter(_TrainNumbers),
-    StatisticsTask: TypeAdapter(_StatisticsNumbers),
-    EvaluateTask: TypeAdapter(_EvaluateNumbers),
-    CalibrateTask: TypeAdapter(_CalibrateNumbers),
-}

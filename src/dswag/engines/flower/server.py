@@ -1,18 +1,17 @@
 """The server's side of a federation: an engine whose clients live on the nodes of Flower's grid."""
 
-import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
 
 from dswag import batch_norm
 from dswag.engines.flower import census, records
+from dswag.engines.flower.post import Fetch, Post
 from dswag.tasks import (
     CalibrateTask,
     ClientError,
@@ -27,13 +26,6 @@ from dswag.tasks import (
     check_tasks,
     deliver,
 )
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
-"""Seconds between two looks for a reply, which grow from the first to the second."""
-_LONGEST_REASON = 300
-
-Fetch = Callable[[], Message | str]
-"""Waits for the reply to a message: it, or why there is none."""
 
 
 class NoNodesError(RuntimeError):
@@ -84,7 +76,7 @@ class Flower:
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered, or failed to, and the fold took that in, in task order."""
         check_tasks(tasks, self.num_clients)
-        post = _Post(self._grid, self._timeout)
+        post = Post(self._grid, self._timeout)
         homes = self._homes(post, {task.client for task in tasks})
         groups: dict[tuple[census.Resident | None, type[Task]], list[Task]] = defaultdict(list)
         for task in tasks:
@@ -98,7 +90,7 @@ class Flower:
             deliver(fold, next(answers[homes.get(task.client), type(task)]))
         return fold
 
-    def _homes(self, post: "_Post", wanted: set[int]) -> dict[int, census.Resident]:
+    def _homes(self, post: Post, wanted: set[int]) -> dict[int, census.Resident]:
         """On which node each client is; of two that have it, the one that appeared last, as the other may be gone."""
         online = set(self._grid.get_node_ids())
         known = {node: resident for node, resident in self._residents.items() if node in online}
@@ -109,7 +101,7 @@ class Flower:
         self._residents = {**known, **found}
         return {**homes, **{client: resident for resident in found.values() for client in resident.clients}}
 
-    def _meet(self, post: "_Post", nodes: Sequence[int]) -> dict[int, census.Resident]:
+    def _meet(self, post: Post, nodes: Sequence[int]) -> dict[int, census.Resident]:
         """The nodes that present themselves when asked who they are."""
         found: dict[int, census.Resident] = {}
         for node, fetch in [(node, post.send(node, census.MESSAGE_TYPE, census.question())) for node in nodes]:
@@ -132,7 +124,7 @@ class Flower:
 
     def _await_clients(self, enough: int, patience: float) -> None:
         """Returns once so many clients have a node."""
-        post, everybody = _Post(self._grid, patience), set(range(self.num_clients))
+        post, everybody = Post(self._grid, patience), set(range(self.num_clients))
         for _ in post.looks():
             present = everybody & self._homes(post, everybody).keys()
             if len(present) >= enough:
@@ -172,7 +164,7 @@ class Flower:
         return answer
 
 
-def _ask(post: "_Post", home: census.Resident | None, tasks: Sequence[Task], payload: ArrayRecord) -> Fetch:
+def _ask(post: Post, home: census.Resident | None, tasks: Sequence[Task], payload: ArrayRecord) -> Fetch:
     """Sends a node the tasks of its clients, unless there is a reason why it could not do them."""
     draws = any(isinstance(task, StatisticsTask | CalibrateTask) and task.draws for task in tasks)
     if home is None:
@@ -183,42 +175,3 @@ def _ask(post: "_Post", home: census.Resident | None, tasks: Sequence[Task], pay
             f"torch {torch.__version__}: install the same releases on both"
         )
     return post.send(home.node, records.MESSAGE_TYPES[type(tasks[0])], records.request(payload, tasks))
-
-
-class _Post:
-    """Sends messages and waits for their replies, to one deadline for all."""
-
-    def __init__(self, grid: Grid, timeout: float | None) -> None:
-        self.grid = grid
-        self.timeout = timeout
-        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
-
-    def send(self, node: int, message_type: str, content: RecordDict) -> Fetch:
-        """Sends a message; its reply is to be fetched once."""
-        # replies are fetched in order, so one that came in time may have to wait until the deadline itself
-        ttl = None if self.timeout is None else 2 * self.timeout
-        message = Message(content, dst_node_id=node, message_type=message_type, ttl=ttl)
-        sent = [name for name in self.grid.push_messages([message]) if name]
-        return lambda: self._fetch(sent)
-
-    def looks(self) -> Iterator[None]:
-        """One look, and more until the deadline, with pauses between them."""
-        pause = FIRST_PAUSE
-        while True:
-            yield
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                return
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-    def _fetch(self, sent: list[str]) -> Message | str:
-        if not sent:
-            return "its node could not be sent a message"
-        for _ in self.looks():
-            for reply in self.grid.pull_messages(sent):
-                if not reply.has_error():
-                    return reply
-                words = (reply.error.reason or "no reason given").strip().splitlines()[-1]
-                return f"its node answered with error {reply.error.code}: {words[:_LONGEST_REASON]}"
-        return f"its node did not answer within {self.timeout:g} s"
