@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "flower"
-PATIENCE = 120  # seconds until what hangs has failed
+PATIENCE = 400  # seconds until what hangs has failed; a busy machine takes its time
 
 
 def environment(home):

@@ -11,4 +11,4 @@ from dswag.run_folder import RunFolder
 if __name__ == "__main__":
     recipe = Recipe(**json.loads(sys.argv[2]))
     folder = RunFolder.create(sys.argv[1], recipe)
-    simulated(build(recipe), lambda experiment: list(execute(experiment, folder)))
+    simulated(recipe, lambda make_engine: list(execute(build(recipe, make_engine=make_engine), folder)))

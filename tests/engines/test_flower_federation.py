@@ -43,14 +43,14 @@ def test_a_simulated_federation_gives_the_posterior_of_one_process(tmp_path):
 
 def test_a_deployment_over_tls_gives_the_posterior_of_one_process(tmp_path):
     settings = {"clients": 2, "rounds": 1, "explore_epochs": 2, "samples": 2, "seed": 3}
-    settings |= {"on_failure": "skip", "min_clients": 0.5, "learning_rate": 0.05}
+    settings |= {"on_failure": "fail", "learning_rate": 0.05}
     recipe = Recipe(**settings)
     experiment = build(recipe)
     own = experiment.dataset.train[experiment.parts[1]]
     save_file({"inputs": own.inputs.contiguous(), "targets": own.targets}, tmp_path / "own.safetensors")
     federation = Federation(tmp_path, ["partition-id=0", f'partition-id=1 data="{tmp_path}/own.safetensors"'])
     with federation.running():
-        printed = federation.run(EXAMPLE, output=str(tmp_path / "run"), timeout=100.0, **settings)
+        printed = federation.run(EXAMPLE, output=str(tmp_path / "run"), timeout=float(PATIENCE), **settings)
     assert (tmp_path / "run" / "metrics.json").exists(), printed
     found = RunFolder.open(tmp_path / "run")
     assert same(found, in_one_process(recipe, tmp_path / "reference"))

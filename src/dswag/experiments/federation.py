@@ -3,13 +3,15 @@
 It stands apart from `recipe` and `run`, as it needs flwr.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from dswag.engines.flower import Context, Flower, Node, client_app, simulate
-from dswag.experiments.recipe import Experiment, Recipe, build
+from torch import nn
+
+from dswag.engines.flower import Context, Flower, Grid, Node, client_app, simulate
+from dswag.experiments.recipe import Experiment, MakeEngine, Recipe, build
 
 OutT = TypeVar("OutT")
 
@@ -21,18 +23,19 @@ def node(recipe: Recipe, context: Context) -> Node:
     return replace(empty, clients={number: experiment.dataset.train[experiment.parts[number]]})
 
 
-def simulated(experiment: Experiment, work: Callable[[Experiment], OutT]) -> OutT:
-    """What `work` makes of the experiment while its clients run in a simulated federation.
+def simulated(recipe: Recipe, work: Callable[[MakeEngine], OutT]) -> OutT:
+    """What `work` makes of an engine, given to `build`, whose clients are nodes of a simulated federation.
 
     The results are those of the in-process engine with one thread a client, bit for bit. `work` runs in another thread.
     """
-    recipe = experiment.recipe
-    app = client_app(partial(node, recipe))
-    return simulate(
-        app,
-        recipe.clients,
-        lambda grid: work(replace(experiment, engine=Flower(grid, experiment.model, recipe.clients))),
-    )
+
+    def server(grid: Grid) -> OutT:
+        def make_engine(model: nn.Module, clients: Sequence[Any], *, workers: int | None) -> Flower:
+            return Flower(grid, model, len(clients))
+
+        return work(make_engine)
+
+    return simulate(client_app(partial(node, recipe)), recipe.clients, server)
 
 
 @cache

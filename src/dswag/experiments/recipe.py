@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Protocol, Self, get_type_hints
 
 from jaxtyping import Int64
 from pydantic import ConfigDict, model_validator
@@ -73,6 +73,13 @@ class Setting:
     default: object
 
 
+class MakeEngine(Protocol):
+    """An engine's class, or what stands for it."""
+
+    def __call__(self, model: nn.Module, clients: Sequence[Any], *, workers: int | None) -> Engine:
+        """The engine of the model and each client's data."""
+
+
 @plain_dataclass(frozen=True, eq=False)
 class Experiment:
     """What a recipe stands for."""
@@ -87,12 +94,15 @@ class Experiment:
     """Which of the training examples each client has."""
 
 
-def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False) -> Experiment:
-    """The experiment that a recipe describes; the same for the same recipe, whatever the number of workers.
+def build(
+    recipe: Recipe, *, make_engine: MakeEngine = InProcess, workers: int | None = None, progress: bool = False
+) -> Experiment:
+    """The experiment that a recipe describes; the same for the same recipe, wherever the clients run.
 
     Args:
         recipe: the settings.
-        workers: clients at a time; as many as PyTorch uses threads if None.
+        make_engine: where the clients run.
+        workers: clients at a time, in each process; as many as PyTorch uses threads if None.
         progress: whether a download shows a bar on standard error.
 
     Raises:
@@ -112,7 +122,7 @@ def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False)
             seed=derive_seed(recipe.seed, 0, 0),
         )
         parts = _partition(recipe, dataset.train.targets)
-        engine = InProcess(model, [dataset.train[part] for part in parts], workers=workers)
+        engine = make_engine(model, [dataset.train[part] for part in parts], workers=workers)
     except DataFormatError:
         raise
     except ValueError as error:

@@ -9,6 +9,7 @@ if find_spec("flwr") is None:
     raise ImportError("the Flower engine needs flwr: pip install 'dswag[flower]'")
 
 from flwr.app import Context as Context
+from flwr.serverapp import Grid as Grid
 
 from dswag.engines.flower.client import Node as Node
 from dswag.engines.flower.client import client_app as client_app
