@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 from flwr.app import ArrayRecord
@@ -26,6 +27,9 @@ from dswag.tasks import (
     check_tasks,
     deliver,
 )
+
+PRESENTATION = 120.0
+"""Seconds that a node which appears during a run may take to say who it is, while the others wait."""
 
 
 class NoNodesError(RuntimeError):
@@ -69,6 +73,7 @@ class Flower:
         self._grid = grid
         self._layers = {name: layer.num_features for name, layer in batch_norm.layers(model).items()}
         self._timeout = timeout
+        self._presentation = PRESENTATION if timeout is None else min(timeout, PRESENTATION)
         self._residents: dict[int, census.Resident] = {}
         self._refusals: dict[int, str] = {}
         self._await_clients(num_clients if enough is None else enough, patience)
@@ -76,12 +81,11 @@ class Flower:
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered, or failed to, and the fold took that in, in task order."""
         check_tasks(tasks, self.num_clients)
-        post = Post(self._grid, self._timeout)
-        homes = self._homes(post, {task.client for task in tasks})
+        homes = self._homes(Post(self._grid, self._presentation), {task.client for task in tasks})
         groups: dict[tuple[census.Resident | None, type[Task]], list[Task]] = defaultdict(list)
         for task in tasks:
             groups[homes.get(task.client), type(task)].append(task)
-        arrays = records.to_arrays(payload)
+        arrays, post = records.to_arrays(payload), Post(self._grid, self._timeout)
         answers = {
             (home, kind): self._answers(group, payload, _ask(post, home, group, arrays))
             for (home, kind), group in groups.items()
@@ -109,17 +113,9 @@ class Flower:
             try:
                 if isinstance(reply, str):
                     raise records.RecordError(reply)
-                resident = census.read_answer(node, reply.content)
+                found[node] = census.read_answer(node, reply.content)
             except records.RecordError as error:
                 self._refusals[node] = str(error)
-                continue
-            for other in found.values():
-                if both := set(resident.clients) & set(other.clients):
-                    raise ValueError(
-                        f"nodes {other.node} and {node} both have the clients {sorted(both)}: "
-                        "start each node with numbers of its own, such as --node-config 'partition-id=3'"
-                    )
-            found[node] = resident
         return found
 
     def _await_clients(self, enough: int, patience: float) -> None:
@@ -128,12 +124,22 @@ class Flower:
         for _ in post.looks():
             present = everybody & self._homes(post, everybody).keys()
             if len(present) >= enough:
+                self._check_residents()
                 return
         refusals = "".join(f"; node {node}: {cause}" for node, cause in self._refusals.items())
         raise NoNodesError(
             f"{enough} of {self.num_clients} clients must appear, after {patience:g} s there were {len(present)}, "
             f"without {sorted(everybody - present)}{refusals}"
         )
+
+    def _check_residents(self) -> None:
+        """Raises ValueError where two nodes have the same client, which at the start is no node that came back."""
+        for one, other in combinations(self._residents.values(), 2):
+            if both := set(one.clients) & set(other.clients):
+                raise ValueError(
+                    f"nodes {one.node} and {other.node} both have the clients {sorted(both)}: "
+                    "start each node with numbers of its own, such as --node-config 'partition-id=3'"
+                )
 
     def _answers(self, tasks: Sequence[Task], payload: Payload, fetch: Fetch) -> Iterator[Result | ClientError]:
         """The answers of one node's clients; its reply is fetched when the first is asked for."""
