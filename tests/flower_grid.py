@@ -6,6 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("flwr", reason="needs flwr: pip install 'dswag[flower]'")
+pytest.importorskip("flwr.supercore.task_identity", reason="made for flwr 1.41")
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.serde import message_from_proto, message_to_proto
@@ -22,7 +23,7 @@ class InProcessGrid(Grid):
 
     def __init__(self, app, nodes):
         # Message() reads whose task it is from here; Flower's own runtimes set it
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
         self.app = app
         self.contexts = {}
         self.spoil = lambda message, reply: reply
