@@ -245,7 +245,7 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
         return collected
 
     return StatisticsResult(
-        index=task.index, client=task.client, statistics=tuple(collect(theta) for theta in _thetas(task.draws, payload))
+        index=task.index, client=task.client, statistics=tuple(collect(theta) for theta in thetas(task.draws, payload))
     )
 
 
@@ -292,7 +292,7 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
     number = 0
     for group, draws in enumerate(task.draws):
         total = torch.zeros(())
-        for theta in _thetas((draws,), payload):
+        for theta in thetas((draws,), payload):
             workspace.check_time(task)
             workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
             with torch.inference_mode():
@@ -313,15 +313,7 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
     )
 
 
-def _part(data: ClientData, task: Task) -> ClientData:
-    """The examples that the task is about."""
-    if task.part is None:
-        return data
-    rest, held_out = holdout.split(data, task.part.fraction, derive_seed(task.part.seed, task.client))
-    return held_out if task.part.held_out else rest
-
-
-def _thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
+def thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
     """The payload's θ, or the draws from its posterior, of which a few are held at a time."""
     if not groups:
         yield payload["theta"]
@@ -333,3 +325,11 @@ def _thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
             yield from posterior.sample(
                 draws.seed, min(GROUP, end - first), first=first, kind=draws.kind, scale=draws.scale
             )
+
+
+def _part(data: ClientData, task: Task) -> ClientData:
+    """The examples that the task is about."""
+    if task.part is None:
+        return data
+    rest, held_out = holdout.split(data, task.part.fraction, derive_seed(task.part.seed, task.client))
+    return held_out if task.part.held_out else rest

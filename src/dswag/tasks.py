@@ -302,6 +302,15 @@ class Engine(Protocol):
         """
 
 
+def check_tasks(tasks: Sequence[Task], num_clients: int) -> None:
+    """Raises ValueError where there are none, or one for a client that does not exist: before any work."""
+    if not tasks:
+        raise ValueError("there are no tasks to reduce: sample at least one client")
+    unknown = [task.client for task in tasks if not 0 <= task.client < num_clients]
+    if unknown:
+        raise ValueError(f"clients are numbered 0 to {num_clients - 1}, got tasks for {unknown}")
+
+
 class ClientError(RuntimeError):
     """A client failed: the message names client, occasion, epoch where there is one, and cause."""
 

@@ -77,12 +77,16 @@ def ordered_map(
 
 @contextmanager
 def _own_modes() -> Iterator[None]:
-    """The modes that a new thread starts with."""
+    """The modes that a new thread starts with.
+
+    Weights that an autocast within these has cast would be kept until the outermost ends, here after all steps: so
+    none are kept.
+    """
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
+        torch.autocast("cpu", enabled=False, cache_enabled=False),
+        torch.autocast("cuda", enabled=False, cache_enabled=False),
     ):
         yield
 

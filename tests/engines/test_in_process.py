@@ -188,6 +188,15 @@ def test_when_a_fold_fails_the_workers_stop_before_its_error_is_handled(make_mod
     assert long.seen < most - 1
 
 
+def test_the_cause_of_a_failure_is_kept_for_debuggers(make_model, make_clients):
+    (examples,) = make_clients((5,))
+    engine = InProcess(make_model(), [(examples.inputs, examples.targets + 5)])
+    with pytest.raises(ClientError) as caught:
+        engine.reduce(payload(make_model()), tasks([0]), Snapshots())
+    assert isinstance(caught.value.__cause__, IndexError)
+    assert caught.value.task.client == 0
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_no_workers_are_refused(make_model, make_clients, workers):
     with pytest.raises(ValueError, match=f"workers must be at least 1, got {workers}"):

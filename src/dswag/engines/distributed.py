@@ -11,7 +11,7 @@ from dswag import failures, local
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import RankError, Ranks
 from dswag.parameters import Layout
-from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, spread
+from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, check_tasks, spread
 
 CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
 """Names of what a rank says of its failure."""
@@ -63,7 +63,7 @@ class Distributed:
             ClientError: a client failed on whichever rank, and the fold does not tolerate it; the first in task order.
             RankError: another rank is gone, or its fold failed.
         """
-        self._local.check(tasks)
+        check_tasks(tasks, self.num_clients)
         fold.empty().merge(fold.empty())  # one that cannot be says so before the work
         start, end = self.ranks.bounds(len(tasks))[self.ranks.rank]
         part, failure = fold.empty(), None

@@ -11,7 +11,7 @@ from torch import nn
 from dswag import local
 from dswag.data.examples import ClientData, client_data
 from dswag.parameters import Layout
-from dswag.tasks import ClientError, FoldT, Payload, Result, Task, deliver
+from dswag.tasks import ClientError, FoldT, Payload, Result, Task, check_tasks, deliver
 from dswag.threads import default_workers, ordered_map
 
 
@@ -64,7 +64,7 @@ class InProcess:
 
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered and the fold took the answers in, in task order."""
-        self.check(tasks)
+        check_tasks(tasks, self.num_clients)
         abort = threading.Event()
 
         def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:
@@ -79,14 +79,6 @@ class InProcess:
             for result in answers:
                 deliver(fold, result)
         return fold
-
-    def check(self, tasks: Sequence[Task]) -> None:
-        """Raises ValueError where there are no tasks, or one is for a client that does not exist."""
-        if not tasks:
-            raise ValueError("there are no tasks to reduce: sample at least one client")
-        unknown = [task.client for task in tasks if not 0 <= task.client < self.num_clients]
-        if unknown:
-            raise ValueError(f"clients are numbered 0 to {self.num_clients - 1}, got tasks for {unknown}")
 
     def _data(self, task: Task) -> ClientData:
         try:

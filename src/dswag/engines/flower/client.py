@@ -1,0 +1,85 @@
+"""A node of a federation: it answers tasks from the data that lie on it, by the same `local.run` as every engine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+from torch import nn
+
+from dswag import local
+from dswag.data.examples import client_data
+from dswag.engines.flower import census, records
+from dswag.parameters import Layout
+from dswag.tasks import ClientError, Result, Task, TrainTask
+from dswag.threads import default_workers, ordered_map
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """What a node brings."""
+
+    model: nn.Module
+    """The same architecture as the server's; its parameters are overwritten."""
+    clients: Mapping[int, Any]
+    """The data of each client that lives here, in any form that `dswag.data.examples.client_data` takes.
+
+    By number; clients are numbered 0 to W - 1 over the whole federation.
+    """
+    loss: local.Loss = F.cross_entropy
+    """Mean loss of (outputs, targets)."""
+    layout: Layout | None = None
+    """The parameters in θ; all trainable ones if None."""
+    workspaces: list[local.Workspace] = field(default_factory=list)
+    """Copies of the model to work in, made where they lack; nodes that `dataclasses.replace` makes share them."""
+
+
+def client_app(make_node: Callable[[Context], Node], *, mods: Sequence[Mod] = ()) -> ClientApp:
+    """The ClientApp whose nodes `make_node` makes, from Flower's context: its `node_config` says which node it is.
+
+    Args:
+        make_node: called for every message, as Flower gives each a process of its own. In simulations it pays to put
+            what is dear behind a `functools.cache`: reading a data set, and a node whose `clients` are replaced.
+        mods: Flower's modifiers of training messages, such as `LocalDpMod`.
+    """
+    app = ClientApp()
+
+    def present(message: Message, context: Context) -> Message:
+        return Message(census.answer(make_node(context).clients), reply_to=message)
+
+    app.query(census.ACTION)(present)
+    for kind, message_type in records.MESSAGE_TYPES.items():
+        category, _, action = message_type.partition(".")
+        register = getattr(app, category)(action or "default", mods=list(mods) if kind is TrainTask else None)
+        register(_handler(make_node, kind))
+    return app
+
+
+def _handler(make_node: Callable[[Context], Node], kind: type[Task]) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, context: Context) -> Message:
+        return Message(_answer(make_node(context), message.content, kind), reply_to=message)
+
+    return handle
+
+
+def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
+    """The answers of the node's clients, several at work at a time as in `InProcess`."""
+    payload, tasks = records.read_request(content, kind)
+
+    def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:
+        if task.client not in node.clients:
+            return ClientError(task, f"its node has no client {task.client}, only {sorted(node.clients)}")
+        try:
+            return local.run(task, payload, client_data(node.clients[task.client]), workspace)
+        except ClientError as error:
+            return error
+
+    workers = default_workers() if next(node.model.parameters()).device.type == "cpu" else 1
+    number = max(1, min(workers, len(tasks)))
+    while len(node.workspaces) < number:
+        node.workspaces.append(local.Workspace(node.model, node.loss, node.layout))
+    threads = max(1, default_workers() // len(node.clients))
+    return records.reply(ordered_map(answer, node.workspaces[:number], tasks, intra_op_threads=threads))

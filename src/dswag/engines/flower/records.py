@@ -1,0 +1,160 @@
+"""What stands in Flower's records: tensors as arrays, tasks and the numbers of results as JSON; nothing is pickled.
+
+One message carries a payload and all tasks of one kind that a node's clients have in an exchange; its reply carries an
+answer to each of them, in the same order.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from dswag.engines.flower import results
+from dswag.tasks import (
+    CalibrateTask,
+    ClientError,
+    EvaluateTask,
+    Payload,
+    Result,
+    StatisticsTask,
+    Task,
+    TrainTask,
+)
+
+MESSAGE_TYPES: dict[type[Task], str] = {
+    TrainTask: "train",
+    StatisticsTask: "query.statistics",
+    EvaluateTask: "evaluate",
+    CalibrateTask: "query.calibrate",
+}
+"""As which type of message each kind of task travels."""
+
+_BFLOAT16 = ":bfloat16"
+"""Ends the name of an array that holds the bits of bfloat16, which NumPy has not."""
+
+
+class RecordError(ValueError):
+    """Records that are not what was to come."""
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """The tensors by name, as they leave this process."""
+    arrays = {}
+    for name, tensor in tensors.items():
+        values = tensor.detach().cpu()
+        half = values.dtype == torch.bfloat16
+        bits = values.view(torch.int16) if half else values
+        arrays[name + _BFLOAT16 if half else name] = Array(bits.numpy())
+    return ArrayRecord(arrays)
+
+
+def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """The tensors by name that came in a record. Raises RecordError where they cannot be read."""
+    tensors = {}
+    for name, array in record.items():
+        with _reading(f"the array {name}"):
+            tensor = torch.from_numpy(array.numpy())
+            if name.endswith(_BFLOAT16):
+                name, tensor = name.removesuffix(_BFLOAT16), tensor.view(torch.bfloat16)
+        tensors[name] = tensor
+    return tensors
+
+
+def request(payload: ArrayRecord, tasks: Sequence[Task]) -> RecordDict:
+    """What a node is sent: the payload, and tasks of one kind."""
+    (kind,) = {type(task) for task in tasks}
+    texts = [_TASKS[kind].dump_json(task).decode() for task in tasks]
+    return RecordDict({"payload": payload, "request": ConfigRecord({"tasks": texts})})
+
+
+def read_request(content: RecordDict, kind: type[Task]) -> tuple[Payload, list[Task]]:
+    """The payload and the tasks. Raises RecordError, also for a task that says what this version does not know."""
+    with _reading("the request"):
+        texts = [str(text) for text in _list(content.config_records["request"]["tasks"])]
+        adapter = _TASKS[kind]
+        tasks = [adapter.validate_json(text) for text in texts]
+    foreign = [text for text, task in zip(texts, tasks, strict=True) if adapter.dump_json(task).decode() != text]
+    if foreign:
+        raise RecordError(f"this node's dswag is another version than the server's, it does not know {foreign[0]}")
+    return to_tensors(content.array_records["payload"]), tasks
+
+
+def reply(answers: Iterable[Result | ClientError]) -> RecordDict:
+    """What a node sends back: one answer to each task, in order."""
+    content, texts = RecordDict(), []
+    for position, answer in enumerate(answers):
+        if isinstance(answer, ClientError):
+            texts.append(json.dumps({"cause": answer.cause, "epoch": answer.epoch}))
+            continue
+        numbers, tensors = results.pack(answer)
+        texts.append(json.dumps({"numbers": numbers}))
+        if tensors:
+            content[f"answer {position}"] = to_arrays(tensors)
+    content["reply"] = ConfigRecord({"answers": texts})
+    return content
+
+
+def read_reply(content: RecordDict, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
+    """The answer to each task, read when its turn comes; one that cannot be read is a ClientError that says why."""
+    try:
+        with _reading("its node's reply"):
+            texts = _list(content.config_records["reply"]["answers"])
+            if len(texts) != len(tasks):
+                raise ValueError(f"{len(texts)} answers to {len(tasks)} tasks")
+    except RecordError as error:
+        yield from (ClientError(task, str(error)) for task in tasks)
+        return
+    for position, (text, task) in enumerate(zip(texts, tasks, strict=True)):
+        try:
+            with _reading("its answer"):  # taken out, so that only what was not read yet takes memory
+                yield _read_answer(str(text), content.pop(f"answer {position}", None), task)
+        except RecordError as error:
+            yield ClientError(task, str(error))
+
+
+def _read_answer(text: str, arrays: ArrayRecord | None, task: Task) -> Result | ClientError:
+    said = _ANSWER.validate_json(text)
+    if isinstance(said, _Failure):
+        return ClientError(task, said.cause, epoch=said.epoch)
+    return results.unpack(task, said.numbers, {} if arrays is None else to_tensors(arrays))
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, got {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever another process may have sent, reading it raises RecordError alone."""
+    try:
+        yield
+    except RecordError:
+        raise
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise RecordError(f"{what} cannot be read: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+    except Exception as error:
+        raise RecordError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+
+
+@dataclass
+class _Failure:
+    cause: str
+    epoch: int | None
+
+
+@dataclass
+class _Success:
+    numbers: dict[str, Any]
+
+
+_TASKS: dict[type[Task], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in MESSAGE_TYPES}
+_ANSWER: TypeAdapter[Any] = TypeAdapter(_Success | _Failure)

@@ -1,0 +1,183 @@
+"""The server's side of a federation: an engine whose clients live on the nodes of Flower's grid."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+from flwr.app import ArrayRecord
+from flwr.serverapp import Grid
+from torch import nn
+
+from dswag import batch_norm
+from dswag.engines.flower import census, records
+from dswag.engines.flower.post import Fetch, Post
+from dswag.tasks import (
+    CalibrateTask,
+    ClientError,
+    FoldT,
+    Payload,
+    Result,
+    StatisticsResult,
+    StatisticsTask,
+    Task,
+    TrainResult,
+    TrainTask,
+    check_tasks,
+    deliver,
+)
+
+PRESENTATION = 120.0
+"""Seconds that a node which appears during a run may take to say who it is, while the others wait."""
+
+
+class NoNodesError(RuntimeError):
+    """Clients of a federation did not appear in time."""
+
+
+class Flower:
+    """Clients on the nodes of a federation, or of its simulation; results are folded in task order.
+
+    In an exchange each node gets one message with the tasks of all its clients (one for each kind of task), because a
+    trip through Flower takes seconds whatever it carries. Replies are fetched one at a time, in the order of the tasks:
+    those that came early wait at Flower's SuperLink, not in this process.
+
+    Which node has which clients is asked of every node that appears. A client whose node left, or has not answered in
+    time, fails by name; where its node comes back, it takes part again.
+
+    Args:
+        grid: what Flower hands to a ServerApp.
+        model: what the clients train; it is neither changed nor sent.
+        num_clients: W.
+        timeout: seconds that an exchange waits for replies; as long as Flower does (12 hours) if None.
+        patience: seconds that all W clients may take to appear.
+        enough: so many clients may begin; all W if None.
+
+    Raises:
+        NoNodesError: clients that did not appear, named, with what their nodes said instead.
+        ValueError: one client on two nodes.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        model: nn.Module,
+        num_clients: int,
+        *,
+        timeout: float | None = None,
+        patience: float = 600.0,
+        enough: int | None = None,
+    ) -> None:
+        self.num_clients = num_clients
+        self._grid = grid
+        self._layers = {name: layer.num_features for name, layer in batch_norm.layers(model).items()}
+        self._timeout = timeout
+        self._presentation = PRESENTATION if timeout is None else min(timeout, PRESENTATION)
+        self._residents: dict[int, census.Resident] = {}
+        self._refusals: dict[int, str] = {}
+        self._await_clients(num_clients if enough is None else enough, patience)
+
+    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
+        """The fold after every task's client answered, or failed to, and the fold took that in, in task order."""
+        check_tasks(tasks, self.num_clients)
+        homes = self._homes(Post(self._grid, self._presentation), {task.client for task in tasks})
+        groups: dict[tuple[census.Resident | None, type[Task]], list[Task]] = defaultdict(list)
+        for task in tasks:
+            groups[homes.get(task.client), type(task)].append(task)
+        arrays, post = records.to_arrays(payload), Post(self._grid, self._timeout)
+        answers = {
+            (home, kind): self._answers(group, payload, _ask(post, home, group, arrays))
+            for (home, kind), group in groups.items()
+        }
+        for task in tasks:
+            deliver(fold, next(answers[homes.get(task.client), type(task)]))
+        return fold
+
+    def _homes(self, post: Post, wanted: set[int]) -> dict[int, census.Resident]:
+        """On which node each client is; of two that have it, the one that appeared last, as the other may be gone."""
+        online = set(self._grid.get_node_ids())
+        known = {node: resident for node, resident in self._residents.items() if node in online}
+        homes = {client: resident for resident in known.values() for client in resident.clients}
+        if not wanted <= homes.keys():
+            self._refusals.clear()  # what had failed may work by now
+        found = self._meet(post, sorted(online - known.keys() - self._refusals.keys()))
+        self._residents = {**known, **found}
+        return {**homes, **{client: resident for resident in found.values() for client in resident.clients}}
+
+    def _meet(self, post: Post, nodes: Sequence[int]) -> dict[int, census.Resident]:
+        """The nodes that present themselves when asked who they are."""
+        found: dict[int, census.Resident] = {}
+        for node, fetch in [(node, post.send(node, census.MESSAGE_TYPE, census.question())) for node in nodes]:
+            reply = fetch()
+            try:
+                if isinstance(reply, str):
+                    raise records.RecordError(reply)
+                found[node] = census.read_answer(node, reply.content)
+            except records.RecordError as error:
+                self._refusals[node] = str(error)
+        return found
+
+    def _await_clients(self, enough: int, patience: float) -> None:
+        """Returns once so many clients have a node."""
+        post, everybody = Post(self._grid, patience), set(range(self.num_clients))
+        for _ in post.looks():
+            present = everybody & self._homes(post, everybody).keys()
+            if len(present) >= enough:
+                self._check_residents()
+                return
+        refusals = "".join(f"; node {node}: {cause}" for node, cause in self._refusals.items())
+        raise NoNodesError(
+            f"{enough} of {self.num_clients} clients must appear, after {patience:g} s there were {len(present)}, "
+            f"without {sorted(everybody - present)}{refusals}"
+        )
+
+    def _check_residents(self) -> None:
+        """Raises ValueError where two nodes have the same client, which at the start is no node that came back."""
+        for one, other in combinations(self._residents.values(), 2):
+            if both := set(one.clients) & set(other.clients):
+                raise ValueError(
+                    f"nodes {one.node} and {other.node} both have the clients {sorted(both)}: "
+                    "start each node with numbers of its own, such as --node-config 'partition-id=3'"
+                )
+
+    def _answers(self, tasks: Sequence[Task], payload: Payload, fetch: Fetch) -> Iterator[Result | ClientError]:
+        """The answers of one node's clients; its reply is fetched when the first is asked for."""
+        reply = fetch()
+        if isinstance(reply, str):
+            yield from (ClientError(task, reply) for task in tasks)
+            return
+        answers = records.read_reply(reply.content, tasks)
+        for task in tasks:
+            yield self._fitting(task, payload, next(answers))  # keeps no answer while the others are folded
+
+    def _fitting(self, task: Task, payload: Payload, answer: Result | ClientError) -> Result | ClientError:
+        """The answer on the payload's device; an error where it is of another model than the server's."""
+        match task, answer:
+            case TrainTask(), TrainResult():
+                theta = payload["theta"]
+                expected = torch.bfloat16 if task.upload == "bfloat16" else theta.dtype
+                if answer.thetas.dtype != expected:
+                    return ClientError(task, f"snapshots must be of {expected}, got {answer.thetas.dtype}")
+                return replace(answer, thetas=answer.thetas.to(theta.device))
+            case _, StatisticsResult():
+                for draw in answer.statistics:
+                    sizes = {
+                        name: len(seen.mean) for name, seen in draw.items() if seen.mean.shape == seen.scatter.shape
+                    }
+                    if sizes != self._layers:
+                        return ClientError(task, f"its BatchNorm layers are {sizes}, the server's are {self._layers}")
+        return answer
+
+
+def _ask(post: Post, home: census.Resident | None, tasks: Sequence[Task], payload: ArrayRecord) -> Fetch:
+    """Sends a node the tasks of its clients, unless there is a reason why it could not do them."""
+    draws = any(isinstance(task, StatisticsTask | CalibrateTask) and task.draws for task in tasks)
+    if home is None:
+        return lambda: "no node has it"
+    if draws and home.stranger is not None:
+        return lambda: (
+            f"its node has {home.stranger}, whose draws from a posterior are not those of the server's "
+            f"torch {torch.__version__}: install the same releases on both"
+        )
+    return post.send(home.node, records.MESSAGE_TYPES[type(tasks[0])], records.request(payload, tasks))

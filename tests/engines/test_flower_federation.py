@@ -1,0 +1,58 @@
+"""Runs in federations of real processes are those of one process, bit for bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dswag.experiments.recipe import Recipe, build
+from dswag.experiments.run import execute
+from dswag.run_folder import RunFolder
+
+pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
+
+from flower_processes import EXAMPLE, PATIENCE, Federation, environment  # noqa: E402
+
+SIMULATED = Path(__file__).parents[1] / "flower_simulated.py"
+
+
+def in_one_process(recipe, folder):
+    for _ in execute(build(recipe), RunFolder.create(folder, recipe)):
+        pass
+    return RunFolder.open(folder)
+
+
+def same(found, expected):
+    pairs = (found.posterior().tensors(), expected.posterior().tensors())
+    return all(torch.equal(pairs[0][name], tensor) for name, tensor in pairs[1].items())
+
+
+def test_a_simulated_federation_gives_the_posterior_of_one_process(tmp_path):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'flwr[simulation]'")
+    settings = {"clients": 4, "rounds": 2, "explore_epochs": 2, "cycles": 2, "samples": 2, "seed": 3}
+    command = [sys.executable, SIMULATED, tmp_path / "run", json.dumps(settings)]
+    done = subprocess.run(command, env=environment(tmp_path / "home"), capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert same(RunFolder.open(tmp_path / "run"), in_one_process(Recipe(**settings), tmp_path / "reference"))
+
+
+def test_a_deployment_over_tls_gives_the_posterior_of_one_process(tmp_path):
+    settings = {"clients": 2, "rounds": 1, "explore_epochs": 2, "samples": 2, "seed": 3}
+    settings |= {"on_failure": "fail", "learning_rate": 0.05}
+    recipe = Recipe(**settings)
+    experiment = build(recipe)
+    own = experiment.dataset.train[experiment.parts[1]]
+    save_file({"inputs": own.inputs.contiguous(), "targets": own.targets}, tmp_path / "own.safetensors")
+    federation = Federation(tmp_path, ["partition-id=0", f'partition-id=1 data="{tmp_path}/own.safetensors"'])
+    with federation.running():
+        printed = federation.run(EXAMPLE, output=str(tmp_path / "run"), timeout=float(PATIENCE), **settings)
+    assert (tmp_path / "run" / "metrics.json").exists(), printed
+    found = RunFolder.open(tmp_path / "run")
+    assert same(found, in_one_process(recipe, tmp_path / "reference"))
+    assert found.metrics().scores == RunFolder.open(tmp_path / "reference").metrics().scores
+    assert (tmp_path / "run" / "report.html").exists()
