@@ -10,7 +10,17 @@ import torch
 from dswag import comparison
 from dswag.baselines import METHODS
 from dswag.baselines.costs import Cost
-from dswag.comparison import MEASURES, ComparisonError, ComparisonFolder, Outcome, chosen, compare_methods, summary
+from dswag.baselines.method import Method
+from dswag.comparison import (
+    MEASURES,
+    ComparisonError,
+    ComparisonFolder,
+    Failure,
+    Outcome,
+    chosen,
+    compare_methods,
+    summary,
+)
 from dswag.config import ConfigError
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.out_of_distribution import Detection
@@ -43,6 +53,18 @@ def test_what_was_interrupted_is_run_and_the_rest_is_kept(tmp_path):
     both = list(compare_methods(TINY, chosen(["dswag", "dswag-mean"], TINY), [4], folder))
     assert both[0].scores.nll == 123.0
     assert both[1].scores.nll < 3
+
+
+def test_a_method_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):
+    def run(trial):
+        raise RuntimeError("no convergence")
+
+    folder = ComparisonFolder.open(tmp_path, TINY)
+    methods = [Method("broken", "fails", run), METHODS["dswag-mean"]]
+    first, again = (list(compare_methods(TINY, methods, [4], folder)) for _ in range(2))
+    assert first[0] == Failure("broken", 4, "no convergence")
+    assert first[1].method == "dswag-mean"
+    assert again == first
 
 
 def test_folder_of_other_settings_is_refused_unless_overwritten(tmp_path):

@@ -48,6 +48,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """A method that came to no outcome with a seed."""
+
+    method: str
+    seed: int
+    cause: str
+
+
+@dataclass(frozen=True)
 class Spread:
     """Over seeds."""
 
@@ -119,10 +128,11 @@ def compare_methods(
     folder: "ComparisonFolder",
     *,
     workers: int | None = None,
-) -> Iterator[Outcome]:
+) -> Iterator[Outcome | Failure]:
     """The outcome of every method with every seed, once it is saved; what the folder holds already is not run again.
 
-    Methods of one seed share what they have in common, such as phase 1.
+    Methods of one seed share what they have in common, such as phase 1. A method that fails, such as one that diverges,
+    does not stop the others; it is tried again the next time.
     """
     for seed in seeds:
         prepared: tuple[Experiment, Problem] | None = None
@@ -130,7 +140,11 @@ def compare_methods(
             outcome = folder.outcome(method.name, seed)
             if outcome is None:
                 prepared = prepared or _prepare(replace(recipe, seed=seed), workers)
-                outcome = measure(method, *prepared)
+                try:
+                    outcome = measure(method, *prepared)
+                except RuntimeError as error:  # clients that fail, and what does not converge
+                    yield Failure(method.name, seed, str(error))
+                    continue
                 folder.save(outcome)
             yield outcome
 

@@ -75,7 +75,7 @@ def test_mean_field_finds_the_best_factorised_gaussian():
     """For a Gaussian posterior N(m, Λ⁻¹) that is N(m, diag(Λ)⁻¹) (Bishop 2006, Section 10.1.2)."""
     rates = {"learning_rate": 0.05, "explore_learning_rate": 0.01, "explore_final_learning_rate": 1e-4}
     trial, precisions, linears, tau = linear_regression(
-        correlation=0.3, rounds=20, local_epochs=4, explore_epochs=200, **rates
+        correlation=0.3, rounds=20, local_epochs=4, explore_epochs=200, clip_gradient=1e3, **rates
     )
     found = mean_field.posterior(trial, step=0.02)
     precision = sum(precisions) + tau * torch.eye(3)

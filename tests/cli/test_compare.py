@@ -62,3 +62,9 @@ def test_other_settings_in_the_same_folder_are_refused(folder, capsys):
     arguments = [*TINY[:-2], "--seeds", "1", "--batch-size", "9", "--output", str(folder)]
     assert main(["compare", *arguments]) == 1
     assert "results of other settings: batch_size (50, now 9)" in capsys.readouterr().err
+
+
+def test_methods_that_diverge_are_named(tmp_path, capsys):
+    arguments = [*TINY, "--learning-rate", "1e30", "--methods", "dswag", "--output", str(tmp_path)]
+    assert main(["compare", *arguments]) == 1
+    assert "no method came to an outcome: dswag, seed 0, failed: client" in capsys.readouterr().err

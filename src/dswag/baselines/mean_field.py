@@ -17,6 +17,10 @@ from dswag.server import Server
 STEP = 0.005
 """How much the entropy alone raises log standard deviations in a step."""
 
+LONGEST = 1.0
+"""Norm to which gradients are shortened, where the settings ask for no other: standard deviations that run away would
+make the next gradients longer still."""
+
 START = math.log(0.01)
 """Log standard deviations at first."""
 
@@ -71,7 +75,8 @@ def posterior(trial: Trial, *, step: float = STEP) -> GaussianPosterior:
 
     The prior is the one that weight decay stands for.
     """
-    config, n = replace(trial.config, weight_decay=0.0), trial.problem.num_examples
+    clip, n = trial.config.clip_gradient or LONGEST, trial.problem.num_examples
+    config = replace(trial.config, weight_decay=0.0, clip_gradient=clip)
     if not trial.config.weight_decay:
         raise ValueError("variational inference needs a prior: set weight_decay, such as 1e-4")
     # d log std / d step = stretch² · rate / (1 - momentum) / n for the entropy's part of the gradient

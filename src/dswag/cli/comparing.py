@@ -1,8 +1,7 @@
 """The command `compare`: many methods on one problem, over several seeds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.table import Table
 
@@ -11,7 +10,18 @@ from dswag.cli import console
 from dswag.cli.commands import RUNS
 from dswag.cli.options import Compare
 from dswag.cli.outputs import to_json, write
-from dswag.comparison import MEASURES, OUTSIDE, ComparisonFolder, Outcome, Spread, chosen, compare_methods, summary
+from dswag.comparison import (
+    MEASURES,
+    OUTSIDE,
+    ComparisonError,
+    ComparisonFolder,
+    Failure,
+    Outcome,
+    Spread,
+    chosen,
+    compare_methods,
+    summary,
+)
 from dswag.config import ConfigError
 from dswag.experiments.recipe import Recipe
 
@@ -31,33 +41,49 @@ def compare(options: Compare) -> None:
     folder = ComparisonFolder.open(path, recipe, overwrite=options.overwrite)
     seeds = range(recipe.seed, recipe.seed + options.seeds)
     outcomes: list[Outcome] = []
+    failures: list[Failure] = []
     console.say(f"comparing in {path}")
     with console.display() as display:
         display.begin("method", len(methods) * len(seeds))
         for outcome in compare_methods(recipe, methods, seeds, folder, workers=options.workers):
-            outcomes.append(outcome)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                outcomes.append(outcome)
             display.advance(_described(outcome))
-    found = summary(outcomes)
-    page = _save(path, recipe, found, len(seeds))
+    if not outcomes:
+        raise ComparisonError(f"no method came to an outcome: {_described(failures[0])}")
+    found, notes = summary(outcomes), _notes(recipe, len(seeds), failures)
+    data = {
+        "settings": asdict(recipe),
+        "seeds": list(seeds),
+        "methods": {
+            method: {name: asdict(spread) for name, spread in spreads.items()} for method, spreads in found.items()
+        },
+        "failures": [asdict(failure) for failure in failures],
+    }
+    write(path / "comparison.json", to_json(data) + "\n")
+    page = path / "comparison.html"
+    write(page, _page(recipe, found, notes))
     if options.json:
-        console.emit(to_json({"comparison": str(page), **_as_data(recipe, found, len(seeds))}))
+        console.emit(to_json({"comparison": str(page), **data}))
     else:
-        _show(recipe, found, len(seeds))
+        _show(found, notes)
         console.emit(f"report: {page}")
 
 
-def _described(outcome: Outcome) -> str:
+def _described(outcome: Outcome | Failure) -> str:
+    if isinstance(outcome, Failure):
+        return f"{outcome.method}, seed {outcome.seed}, failed: {outcome.cause}"
     return (
         f"{outcome.method}, seed {outcome.seed}, accuracy {outcome.scores.accuracy:.4f}, NLL {outcome.scores.nll:.4f}"
     )
 
 
-def _save(path: Path, recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], seeds: int) -> Path:
-    """Writes the numbers and the page, and returns where the page is."""
+def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str]) -> str:
     from dswag.report.comparison import Cell, Column, render_comparison  # brings matplotlib, which nothing else needs
 
-    write(path / "comparison.json", to_json(_as_data(recipe, found, seeds)) + "\n")
-    html = render_comparison(
+    return render_comparison(
         f"{len(found)} methods: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
         [Column(measure.title, measure.better, name in PLOTTED) for name, measure in MEASURES.items()],
         {
@@ -68,14 +94,12 @@ def _save(path: Path, recipe: Recipe, found: Mapping[str, Mapping[str, Spread]],
             for method, spreads in found.items()
         },
         described={_marked(method): METHODS[method].description for method in found},
-        notes=_notes(recipe, seeds),
+        notes=notes,
         settings=asdict(recipe),
     )
-    write(path / "comparison.html", html)
-    return path / "comparison.html"
 
 
-def _show(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], seeds: int) -> None:
+def _show(found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str]) -> None:
     """Writes the tables to standard output."""
     for names in SHOWN:
         table = Table("method")
@@ -84,7 +108,7 @@ def _show(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], seeds: int)
         for method, spreads in found.items():
             table.add_row(_marked(method), *(MEASURES[name].text(spreads[name]) for name in names))
         console.show(table)
-    for note in _notes(recipe, seeds):
+    for note in notes:
         console.emit(note)
 
 
@@ -92,7 +116,7 @@ def _marked(method: str) -> str:
     return f"{method} *" if METHODS[method].pools_data else method
 
 
-def _notes(recipe: Recipe, seeds: int) -> list[str]:
+def _notes(recipe: Recipe, seeds: int, failures: Sequence[Failure]) -> list[str]:
     inside, outside = recipe.dataset, OUTSIDE.get(recipe.dataset, f"{recipe.dataset} with its quarters swapped")
     return [
         f"Over {seeds} seed{'' if seeds == 1 else 's'}; NLL in nats; ECE over 20 bins of equal mass.",
@@ -100,14 +124,5 @@ def _notes(recipe: Recipe, seeds: int) -> list[str]:
         "Epochs are gradients in passes over all training examples; steps are those one after the other, where every "
         "client has a machine of its own. Seconds and bytes are those of training, shared parts included.",
         "* needs all examples in one place, whose transport is not counted.",
+        *(f"{_described(failure)}." for failure in failures),
     ]
-
-
-def _as_data(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], seeds: int) -> dict[str, object]:
-    return {
-        "settings": asdict(recipe),
-        "seeds": list(range(recipe.seed, recipe.seed + seeds)),
-        "methods": {
-            method: {name: asdict(spread) for name, spread in spreads.items()} for method, spreads in found.items()
-        },
-    }
