@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dswag.cli import commands
 from dswag.cli.calibrating import calibrate
 from dswag.cli.collecting import collect
+from dswag.cli.comparing import compare
 from dswag.cli.console import say
-from dswag.cli.options import Calibrate, Collect, Evaluate, Options, Predict, Report, Train, parse
+from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Train, parse
 from dswag.config import ConfigError
 from dswag.divergence import DivergenceError
 from dswag.engines.ranks import RankError
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Options) -> None:
     match options:
+        case Compare():  # before the command that it extends
+            compare(options)
         case Train():
             commands.train(options)
         case Evaluate():

@@ -1,13 +1,14 @@
 """What each command takes: flags, their help texts, and settings from a TOML file and flags together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, make_dataclass
+from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, PositionalMetavarFromFieldName, arg, subcommand
 
+from dswag.baselines import METHODS
 from dswag.config import ConfigError, differences
 from dswag.experiments.recipe import INDIFFERENT, Recipe, Setting, settings
 from dswag.experiments.scoring import DEFAULT_KINDS
@@ -16,6 +17,9 @@ from dswag.tasks import Kind
 Output = Annotated[Path | None, arg(aliases=("-o",), metavar="PATH")]
 Switch = FlagCreatePairsOff[bool]
 """--json without --no-json; settings have both, so that a flag can win over a file."""
+
+HELD_OUT = 0.1
+"""Share of the examples that a comparison keeps from training, for methods that are tuned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,29 @@ class Train:
 
     def _groups(self) -> list[Mapping[str, object]]:
         return [getattr(self, _identifier(group)) for group in _grouped_settings()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Train):
+    """Train many methods on one problem at the budget of dswag train, and compare what they predict over several seeds.
+
+    Settings are those of dswag train; 10 % of the examples are held out unless more or fewer are asked for. Results are
+    saved one by one, and those that the folder holds already are not computed again.
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods; all by default."""
+    seeds: int = 3
+    """How many seeds, from --seed on."""
+    output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/compare-DATASET-MODEL)")] = None
+    """Folder for a file with the outcome of each method and seed, comparison.json and comparison.html."""
+    overwrite: Switch = False
+    """Compute again what the folder holds already."""
+
+    def recipe(self) -> Recipe:
+        """As for training, with examples held out."""
+        recipe = super().recipe()
+        return recipe if recipe.holdout else replace(recipe, holdout=HELD_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +193,7 @@ class Collect:
     """Print what was collected as JSON."""
 
 
-Options = Train | Evaluate | Calibrate | Predict | Report | Collect
+Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -175,7 +202,7 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
     """
-    commands = (_with_settings(Train), Evaluate, Calibrate, Predict, Report, Collect)
+    commands = (_with_settings(Train), _with_settings(Compare), Evaluate, Calibrate, Predict, Report, Collect)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
     union: Any = named[0]
     for command in named[1:]:

@@ -14,6 +14,15 @@ from dswag.evaluation.metrics import Scores
 from dswag.report.clients import clients_section
 from dswag.report.plots import reliability_diagram, training_curve
 
+TEMPLATES = Environment(
+    loader=PackageLoader("dswag.report", ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+"""Of pages that need no other file and no network."""
+
 METHOD, BASELINE = "DSWAG", "phase-1 model"
 """The method that the first sentence of a report is about, and the one it is compared with."""
 
@@ -28,14 +37,7 @@ def render(runs: Sequence["RunReport"]) -> str:
     """
     if not runs:
         raise ValueError("a report needs at least one run, got none")
-    templates = Environment(
-        loader=PackageLoader("dswag.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("page.html.j2").render(
+    return TEMPLATES.get_template("page.html.j2").render(
         sections=[_section(run, number) for number, run in enumerate(runs)],
         comparison=_comparison(runs),
         columns=_COLUMNS,

@@ -113,6 +113,34 @@ def examples_of_clients(table: ClassCounts, number: int = 0) -> str:
         return _svg(figure, f"Heat map of the examples of each client by class, and bars of all it has: {said}")
 
 
+def points_by_method(panels: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> str:
+    """SVG of a panel for each measure, in which every method has a point at its mean, and a bar of one std each way.
+
+    Raises:
+        ValueError: no panel, or panels of different methods.
+    """
+    methods = {tuple(points) for points in panels.values()}
+    if len(methods) != 1:
+        raise ValueError(f"every panel must have the same methods, got {sorted(methods) or 'no panel'}")
+    (names,) = methods
+    with _style(f"methods {panels}"):
+        figure = Figure(figsize=(2.6 + 2.0 * len(panels), 0.8 + 0.22 * len(names)))
+        for axes, (measure, points) in zip(
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+        ):
+            means, stds = zip(*((mean, std or 0.0) for mean, std in points.values()), strict=True)
+            axes.errorbar(means, range(len(names)), xerr=stds, fmt="o", markersize=4, color=PALETTE[0])
+            axes.set_xlabel(measure)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        described = "; ".join(
+            f"{measure}: {', '.join(f'{name} {mean:.4g}' for name, (mean, _) in points.items())}"
+            for measure, points in panels.items()
+        )
+        return _svg(figure, f"Methods compared. {described}.")
+
+
 @contextmanager
 def _style(content: str) -> Iterator[None]:
     """Settings of our own whatever the user's are; identifiers inside the SVG follow from `content` alone."""
