@@ -41,7 +41,10 @@ MILESTONES = (1, 5, 10, 20, 40)
 
 def rates(first: float, last: float | None = None) -> Settings:
     """A ramp of phase 2, to a tenth if nothing else is said."""
-    return {"explore_learning_rate": first, "explore_final_learning_rate": first / 10 if last is None else last}
+    return {
+        "explore_learning_rate": first,
+        "explore_final_learning_rate": round(first / 10, 6) if last is None else last,
+    }
 
 
 FAST = rates(0.05)
@@ -120,9 +123,12 @@ def recipe_of(settings: Settings, seed: int) -> Recipe:
 
 def training_of(recipe: Recipe) -> Recipe:
     """The recipe of the training that a point needs: all clients explore, and leave a snapshot after each epoch."""
-    names = ("clients", "seed", "rounds", "explore_epochs", "cycles", *FAST)
-    own = {name: getattr(recipe, name) for name in names}
-    return Recipe(dataset="mnist", snapshots_per_cycle=recipe.explore_epochs // recipe.cycles, **own)
+    return replace(
+        recipe,
+        explorers=1.0,
+        snapshots_per_cycle=recipe.explore_epochs // recipe.cycles,
+        **{name: getattr(Recipe, name) for name in ("rank", "samples", "scale")},
+    )
 
 
 def measure(
