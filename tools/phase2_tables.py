@@ -64,8 +64,8 @@ def table(records: Sequence[Record]) -> str:
     for record in records:
         by_setting.setdefault(json.dumps(record["settings"], sort_keys=True), {})[record["seed"]] = record
     rows = [[own[seed] for seed in seeds] for own in by_setting.values() if len(own) == len(seeds)]
-    names = {name for row in rows for name in row[0]["settings"]}
-    varied = [name for name in sorted(names) if len({value_of(row[0], name) for row in rows}) > 1]
+    names = dict.fromkeys(name for row in rows for name in row[0]["settings"])
+    varied = [name for name in names if len({value_of(row[0], name) for row in rows}) > 1]
     rows.sort(key=lambda row: [value_of(row[0], name) for name in varied])
     (reference,) = (row for row in rows if all(is_default(row[0], name) for name in varied))
     lines = [cells(row, reference, varied) for row in rows]
@@ -87,7 +87,7 @@ def cells(row: Row, reference: Row, varied: Sequence[str]) -> dict[str, str]:
         "MB up": f"{row[0]['megabytes_up']:.1f}",
     }
     if "samples" in varied:
-        shown["seconds"] = f"{fmean(record['seconds'] for record in row):.1f}"
+        shown["seconds"] = f"{fmean(record['seconds'] for record in row):.2f}"
     return shown
 
 
@@ -106,7 +106,8 @@ def is_default(record: Record, name: str) -> bool:
 def setting(record: Record, name: str) -> str:
     """A setting's value as it is shown; the default in bold."""
     value = value_of(record, name)
-    return f"**{value}**" if is_default(record, name) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"**{text}**" if is_default(record, name) else text
 
 
 def nll(row: Row, method: str) -> list[float]:
@@ -122,7 +123,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 def change(values: Sequence[float], reference: Sequence[float]) -> str:
     """The mean difference over seeds and its 95 % interval, paired; bold where the interval leaves out 0."""
     mean, half_width = paired(values, reference)
-    text = f"{mean:+.4f} ± {half_width:.4f}".replace("-", "−")
+    text = f"{round(mean, 4) + 0.0:+.4f} ± {half_width:.4f}".replace("-", "−")
     return f"**{text}**" if abs(mean) > half_width else text
 
 
