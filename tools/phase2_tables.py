@@ -1,7 +1,7 @@
 """Writes the tables of docs/phase-2.md from results/phase2.jsonl, which tools/measure_phase2.py measured.
 
-A table has a row for each setting of a sweep, and no column whose values would all be equal. It stands between
-`<!-- sweep NAME -->` and `<!-- end -->`.
+A table between `<!-- sweep NAME -->` and `<!-- end -->` has a row for each setting of a sweep, and no column whose
+values would all be equal. One after `<!-- methods NAME -->` has a row for each method, at that sweep's defaults.
 
     python tools/phase2_tables.py
 """
@@ -26,8 +26,8 @@ Record = Mapping[str, Any]
 Row = Sequence[Record]
 """The records of one setting, one for each seed, in the order of the seeds."""
 
-METHODS = ("phase-1 model", "an explorer", "mean model", "ensemble")
-"""Whose NLL stands beside that of DSWAG, where it depends on the setting."""
+METHODS = ("phase-1 model", "an explorer", "mean model", "DSWAG", "ensemble")
+"""The NLL of the others stands beside that of DSWAG where it depends on the setting."""
 
 
 def main() -> None:
@@ -48,41 +48,76 @@ def updated(document: str, records: Sequence[Record]) -> str:
     """
 
     def replacement(found: re.Match[str]) -> str:
-        sweep = found[1]
+        kind, sweep = found.groups()
         own = [record for record in records if record["sweep"] == sweep]
         if not own:
             raise ValueError(f"there are no results of sweep {sweep}: run tools/measure_phase2.py --sweeps {sweep}")
-        return f"<!-- sweep {sweep} -->\n\n{table(own)}\n\n<!-- end -->"
+        made = table(own) if kind == "sweep" else methods_table(own)
+        return f"<!-- {kind} {sweep} -->\n\n{made}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- sweep ([\w-]+) -->.*?<!-- end -->", replacement, document, flags=re.DOTALL)
+    return re.sub(r"<!-- (sweep|methods) ([\w-]+) -->.*?<!-- end -->", replacement, document, flags=re.DOTALL)
 
 
 def table(records: Sequence[Record]) -> str:
     """One sweep's table."""
+    rows, reference, varied = arranged(records)
+    return markdown([cells(row, reference, varied) for row in rows])
+
+
+def methods_table(records: Sequence[Record]) -> str:
+    """The methods' scores at a sweep's defaults."""
+    _, reference, _ = arranged(records)
+    before = nll(reference, "phase-1 model")
+    return markdown(
+        [
+            {
+                "": method,
+                **scores_of(reference, method),
+                "NLL less phase 1's": "" if method == "phase-1 model" else change(nll(reference, method), before),
+            }
+            for method in METHODS
+        ]
+    )
+
+
+def arranged(records: Sequence[Record]) -> tuple[list[Row], Row, list[str]]:
+    """The rows of a sweep by their settings, the one with the defaults, and the settings in which rows differ."""
     seeds = sorted({record["seed"] for record in records})
     by_setting: dict[str, dict[int, Record]] = {}
     for record in records:
         by_setting.setdefault(json.dumps(record["settings"], sort_keys=True), {})[record["seed"]] = record
-    rows = [[own[seed] for seed in seeds] for own in by_setting.values() if len(own) == len(seeds)]
+    rows: list[Row] = [[own[seed] for seed in seeds] for own in by_setting.values() if len(own) == len(seeds)]
     names = dict.fromkeys(name for row in rows for name in row[0]["settings"])
     varied = [name for name in names if len({value_of(row[0], name) for row in rows}) > 1]
     rows.sort(key=lambda row: [value_of(row[0], name) for name in varied])
     (reference,) = (row for row in rows if all(is_default(row[0], name) for name in varied))
-    lines = [cells(row, reference, varied) for row in rows]
+    return rows, reference, varied
+
+
+def markdown(lines: Sequence[Mapping[str, str]]) -> str:
+    """A table of lines with the same titles, without the columns whose cells are all equal."""
     titles = [title for title in lines[0] if len({line[title] for line in lines}) > 1]
     shown = [titles, ["---"] * len(titles), *([line[title] for title in titles] for line in lines)]
     return "\n".join("| " + " | ".join(line) + " |" for line in shown)
 
 
+def scores_of(row: Row, method: str) -> dict[str, str]:
+    """A method's scores, mean and standard deviation over seeds."""
+    found = [record["scores"][method] for record in row]
+    return {
+        "accuracy, %": spread([100 * scores["accuracy"] for scores in found], 2),
+        "NLL": spread([scores["nll"] for scores in found], 4),
+        "ECE": spread([scores["ece"] for scores in found], 4),
+    }
+
+
 def cells(row: Row, reference: Row, varied: Sequence[str]) -> dict[str, str]:
     """All that a row can show, by the columns' titles."""
-    ours = [record["scores"]["DSWAG"] for record in row]
-    shown = {f"`{name}`": setting(row[0], name) for name in varied} | {
-        "accuracy, %": spread([100 * scores["accuracy"] for scores in ours], 2),
-        "NLL": spread(nll(row, "DSWAG"), 4),
+    shown = {
+        **{f"`{name}`": setting(row[0], name) for name in varied},
+        **scores_of(row, "DSWAG"),
         "NLL less the default's": "" if row is reference else change(nll(row, "DSWAG"), nll(reference, "DSWAG")),
-        "ECE": spread([scores["ece"] for scores in ours], 4),
-        **{f"NLL of {method}": f"{fmean(nll(row, method)):.4f}" for method in METHODS},
+        **{f"NLL of {method}": f"{fmean(nll(row, method)):.4f}" for method in METHODS if method != "DSWAG"},
         "client epochs": str(row[0]["client_epochs"]),
         "MB up": f"{row[0]['megabytes_up']:.1f}",
     }

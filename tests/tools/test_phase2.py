@@ -68,6 +68,16 @@ def test_a_table_shows_what_differs_and_marks_the_default_and_clear_differences(
     ]
 
 
+def test_methods_are_compared_to_phase_1_at_the_defaults(tables):
+    records = [
+        *(record(seed, nll) for seed, nll in enumerate([0.20, 0.21, 0.22])),
+        *(record(seed, 0.1, kind="diagonal") for seed in range(3)),
+    ]
+    lines = tables["methods_table"](records).split("\n")
+    assert "| phase-1 model | 0.3000 ± 0.0000 |  |" in lines
+    assert "| DSWAG | 0.2100 ± 0.0100 | **−0.0900 ± 0.0248** |" in lines  # 4.303 x 0.01 / sqrt(3)
+
+
 def test_a_sweep_that_was_not_measured_is_named(tables):
     with pytest.raises(ValueError, match=r"no results of sweep rate: run tools/measure_phase2\.py --sweeps rate"):
         tables["updated"]("<!-- sweep rate --><!-- end -->", [record(0, 0.3)])
