@@ -39,7 +39,7 @@ def test_robust_rules_stay_within_two_points_of_the_run_without_attack(aggregati
 @pytest.mark.parametrize("lie", LIES)
 def test_the_mean_collapses(lie):
     assert without_attack("mean") > 0.85
-    with pytest.raises((DivergenceError, ClientError), match="diverged|in the first minibatch"):
+    with pytest.raises((DivergenceError, ClientError), match=r"diverged|in the first minibatch"):
         rounds(LIES[lie])
 
 
