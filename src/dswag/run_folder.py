@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from dswag.config import Config, ConfigError
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
+from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
 from dswag.files import replacing, write_text
 from dswag.parameters import Layout
@@ -77,6 +78,8 @@ class Metrics:
     seconds: Mapping[str, float]
     """What each part of the run took."""
     environment: Mapping[str, str]
+    inspection: Mapping[str, Inspection] = field(default_factory=dict)
+    """Class by class and example by example, of the methods that are looked into."""
 
 
 @dataclass(frozen=True)

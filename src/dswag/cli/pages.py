@@ -26,6 +26,7 @@ def page(folders: Sequence[RunFolder]) -> str:
             environment={} if outcome is None else outcome.environment,
             notes=_notes(folder, recipe),
             partition=folder.partition(),
+            inspection={} if outcome is None else outcome.inspection,
         )
 
     return render([section(folder) for folder in folders])
