@@ -168,7 +168,31 @@ class Collect:
     """Print what was collected as JSON."""
 
 
-Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Reproduce the paper's figures and tables: train, measure and draw what has no result yet."""
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help_behavior_hint="(see --list)")] = ()
+    """fig4, fig5-left, fig5-right, fig6, fig7, fig8, table-mnist, table-cifar10, or all."""
+    list: Switch = False
+    """Run nothing; say what is done, what is left and how long that will take."""
+    quick: Switch = False
+    """The same on mnist5k with few rounds, a minute each."""
+    only: tuple[str, ...] = ()
+    """Parts that the names of cases must have, such as seed-0 clients-10."""
+    dataset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the figure's)")] = None
+    """Another data set for the same runs, such as mnist5k, which takes a tenth of the time."""
+    output: Annotated[
+        Output, arg(metavar="DIR", help_behavior_hint="(default: results, results/DATASET or runs/quick)")
+    ] = None
+    """Folder of the results: a JSON file a case, a picture a figure."""
+    work: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")
+    """Folder in which trained weights are kept, so that figures share them."""
+    json: Switch = False
+    """Print what is done and left as JSON."""
+
+
+Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -177,7 +201,8 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
     """
-    commands = (_with_settings(Train), _with_settings(Compare), Evaluate, Calibrate, Predict, Report, Collect)
+    configured = (_with_settings(Train), _with_settings(Compare))
+    commands = (*configured, Evaluate, Calibrate, Predict, Report, Collect, Reproduce)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
     union: Any = named[0]
     for command in named[1:]:

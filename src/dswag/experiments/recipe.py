@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
+import torch
 from jaxtyping import Int64
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ class Recipe(Config):
     """Data and model: folder with the data set's files, searched before DSWAG_DATA_DIR, the cache and the network."""
     model: Literal["mlp", "cnn", "vgg16"] = "mlp"
     """Data and model: the network; vgg16 takes images of 32 x 32."""
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
+    """Data and model: where the model is: cpu, cuda, cuda:1 or mps; batches are moved there."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
     """Partition: clients differ in nothing, in shares of each class, in a few classes each, or in size."""
@@ -95,11 +98,12 @@ def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False)
         progress: whether a download shows a bar on standard error.
 
     Raises:
-        ConfigError: an unknown data set, a model that does not take its images, a partition that leaves clients with
-            too few examples, or fewer than one worker.
+        ConfigError: a device that is not there, an unknown data set, a model that does not take its images, a
+            partition that leaves clients with too few examples, or fewer than one worker.
         DataNotFoundError, DataFormatError, CacheNotWritableError: from `dswag.data.datasets.load`.
     """
     try:
+        _check_device(recipe.device)
         dataset = datasets.load(recipe.dataset, recipe.data_dir, progress=progress)
         _, *shape = dataset.train.inputs.shape
         model = models.build(
@@ -109,7 +113,7 @@ def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False)
             mean=dataset.mean,
             std=dataset.std,
             seed=derive_seed(recipe.seed, 0, 0),
-        )
+        ).to(recipe.device)
         parts = _partition(recipe, dataset.train.targets)
         engine = InProcess(model, [dataset.train[part] for part in parts], workers=workers)
     except DataFormatError:
@@ -117,6 +121,13 @@ def build(recipe: Recipe, *, workers: int | None = None, progress: bool = False)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Experiment(recipe, dataset, model, engine, parts)
+
+
+def _check_device(name: str) -> None:
+    device = torch.device(name)
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        raise ValueError(f"device {name} is not there, this machine has {there} of its kind: use cpu")
 
 
 def _partition(recipe: Recipe, targets: Int64[Tensor, "n"]) -> list[Int64[Tensor, "_"]]:
