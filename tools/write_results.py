@@ -31,9 +31,9 @@ package: the same runs there (`--dataset mnist5k`) take a tenth of the time, so 
 Methods: `phase-1` is θ_T; `dswag`, `dswag-diagonal` and `dswag-mean` are draws from the posterior, from its diagonal
 and its mean alone; `swag-global` and `swag-local` are the two readings of "SWAG after distributed training", moments of
 the averaged models of further rounds and of one worker that goes on alone; `ensemble` averages what the workers'
-snapshots predict; `noise-matched` is equal noise on all weights with DSWAG's total variance. `dswag compare --list`
-describes the others. `dswag-calibrated` has two scales and a temperature fitted where the data are
-([heterogeneous.md](heterogeneous.md))."""
+snapshots predict; `noise-matched` is equal noise on all weights with DSWAG's total variance. `dswag-calibrated` has two
+scales and a temperature fitted where the data are ([heterogeneous.md](heterogeneous.md)). The others are the methods of
+`dswag compare`."""
 
 
 DATASETS = {"mnist": "", "mnist5k": "mnist5k"}

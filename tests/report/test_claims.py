@@ -90,6 +90,27 @@ def test_flatness_is_what_is_lost_on_the_way():
     assert found[CLAIMS[5][0], "fig6"].verdict == "holds (one seed)"
 
 
+def test_skew_that_hurts_is_named_with_what_calibration_gives_back():
+    def skewed(partition, plain, calibrated):
+        measured = {
+            "phase-1": scores(0.1, 0.01),
+            "dswag": scores(plain, 0.01),
+            "dswag-calibrated": scores(calibrated, 0.01),
+        }
+        made = run(10, **measured)
+        return {**made, "config": {**made["config"], **partition}}
+
+    runs = [
+        skewed({"partition": "iid"}, 0.09, 0.09),
+        skewed({"partition": "dirichlet", "concentration": 0.3}, 0.12, 0.1),
+        skewed({"partition": "shards", "shards_per_client": 2}, 0.5, 0.09),
+    ]
+    found = verdicts(fig8=runs)[CLAIMS[-1][0], "fig8"]
+    assert found.verdict == "does not hold for Dirichlet 0.3, 2 shards"
+    assert "IID: -0.0100, calibrated -0.0100; Dirichlet 0.3: +0.0200, calibrated +0.0000" in found.numbers
+    assert verdicts(fig8=runs[:1])[CLAIMS[-1][0], "fig8"].verdict == "holds"
+
+
 def test_confidence_is_weighted_by_the_examples_of_each_bin():
     def curve(confidence):
         band = {"curve": {"count": [1, 3], "confidence": [0.6, confidence], "accuracy": [0.5, 0.9]}}

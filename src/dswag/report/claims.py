@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dswag.report.reproduced import Result, by_value, spread
+from dswag.report.reproduced import Result, by_value, case_label, spread
 
 Results = Mapping[str, Sequence[Result]]
 """The results of each figure, by its name."""
@@ -184,6 +184,23 @@ def _against(baseline: str, score: str) -> Judge:
     return judge
 
 
+def _skewed(runs: Sequence[Result], standard: Standard) -> tuple[str, str]:
+    """NLL less that of θ_T, over all numbers of workers and lengths of phase 2, for each partition."""
+    labelled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
+    told, hurt = [], []
+    for (skew,), group in by_value(labelled, "skew").items():
+        gains = {
+            method: [run["measured"][method]["nll"] - run["measured"]["phase-1"]["nll"] for run in group]
+            for method in ("dswag", "dswag-calibrated")
+        }
+        if direction([0.0], gains["dswag"], standard.least("NLL")) > 0:
+            hurt.append(skew)
+        means = {method: float(spread(values)[0]) for method, values in gains.items()}
+        told.append(f"{skew}: {means['dswag']:+.4f}, calibrated {means['dswag-calibrated']:+.4f}")
+    verdict = f"does not hold for {', '.join(hurt)}" if hurt else "holds"
+    return f"NLL less that of phase 1. {'; '.join(told)}", verdict
+
+
 CLAIMS: Sequence[tuple[str, str, str, Judge]] = (
     ("With more workers, more rounds are needed for the same accuracy", "Section 6.3", "fig5-left", _rounds_needed),
     ("With more workers, training ends at a worse solution", "Figure 5, left", "fig5-left", _final_accuracy),
@@ -206,5 +223,6 @@ CLAIMS: Sequence[tuple[str, str, str, Judge]] = (
         _against("swag-local", "ece_equal_mass"),
     ),
     ("The same, by NLL", "Section 7", "fig7", _against("swag-local", "nll")),
+    ("DSWAG does not hurt, also where clients differ", "IID data only", "fig8", _skewed),
 )
 """(claim, place, our figure, what judges it from the runs of the MLP)."""
