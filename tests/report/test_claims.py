@@ -145,12 +145,15 @@ def test_the_page_has_every_figure_and_says_what_has_not_run():
     planned = {"fig7": ("NLL", 4), "table-cifar10": ("VGG16", 2), "fig8": ("skew", 1)}
     measured = {name: scores(0.1, 0.01) for name in ("dswag", "swag-global", "swag-local")}
     small = {"fig7": [run(1, 3, **measured)]}
-    full = {"fig7": [run(1, **measured), run(5, **measured)]}
+    measured["swag-local"]["nll_difference"] = {"to": "dswag", "estimate": 0.25, "low": -0.5, "high": 1.0}
+    full = {"fig7": [run(1, **measured), run(5, **measured), run(5, 1, **measured)]}
     text = results_page("# Results", planned, {"mnist": full, "mnist5k": small})
-    assert "| fig7 | NLL | 2 of 4, seeds 0, 1.0 h | 1 of 4, seeds 3, 0.5 h |" in text
+    assert "| fig7 | NLL | 3 of 4, seeds 0, 1, 1.5 h | 1 of 4, seeds 3, 0.5 h |" in text
     assert "| fig8 | skew | – | – |" in text
     assert "| 1 | dswag | 0.9000 | 0.1000 | 0.0100 |" in text
     assert "needs a GPU, and none was at hand" in text
+    assert text.count("| 5 | swag-local | +0.2500 [-0.5000, +1.0000] |") == 1  # of the lowest seed
+    assert "NLL less that of dswag [95 %]" in text
     assert text.count("Has not run.") == 1
     assert "![NLL](../results/fig7.svg)" in text
     assert "![NLL](../results/mnist5k/fig7.svg)" in text
