@@ -25,6 +25,8 @@ def test_the_paper_s_numbers_of_workers_are_all_there(model):
     assert {case.recipe.clients for case in cases} == {1, 5, 10, 30, 50}
     assert all(case.recipe.rounds == 100 and case.recipe.stop_accuracy == 1.0 for case in cases)  # Section 6.1
     assert all(case.recipe.explore_epochs == 20 for case in cases)  # Section 6
+    taken = {case.recipe.clients: case.recipe.snapshots_per_cycle for case in cases}
+    assert taken == {1: 20, 5: 1, 10: 1, 30: 1, 50: 1}
 
 
 def test_figures_of_the_same_runs_ask_for_the_same_training():
