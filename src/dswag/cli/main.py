@@ -11,7 +11,8 @@ from dswag.cli.calibrating import calibrate
 from dswag.cli.collecting import collect
 from dswag.cli.comparing import compare
 from dswag.cli.console import say
-from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Train, parse
+from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train, parse
+from dswag.cli.reproducing import reproduce_figures
 from dswag.config import ConfigError
 from dswag.divergence import DivergenceError
 from dswag.engines.ranks import RankError
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Options) -> None:
     match options:
-        case Compare():  # before the command that it extends
+        case Compare():
             compare(options)
         case Train():
             commands.train(options)
@@ -73,3 +74,5 @@ def _run(options: Options) -> None:
             commands.report(options)
         case Collect():
             collect(options)
+        case Reproduce():
+            reproduce_figures(options)
