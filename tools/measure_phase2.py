@@ -41,10 +41,14 @@ MILESTONES = (1, 5, 10, 20, 40)
 
 def rates(first: float, last: float | None = None) -> Settings:
     """A ramp of phase 2, to a tenth if nothing else is said."""
-    return {"explore_learning_rate": first, "explore_final_learning_rate": first / 10 if last is None else last}
+    return {
+        "explore_learning_rate": first,
+        "explore_final_learning_rate": round(first / 10, 6) if last is None else last,
+    }
 
 
 FAST = rates(0.05)
+SMALL = {"dataset": "mnist5k"}
 MANY = {"snapshots_per_cycle": 5}  # of as many epochs: one after each
 
 SWEEPS: dict[str, list[Settings]] = {
@@ -65,9 +69,17 @@ SWEEPS: dict[str, list[Settings]] = {
     "kind": [{"kind": kind} for kind in ("swag", "diagonal", "low_rank")],
     "scale": [{"scale": scale} for scale in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)],
     "scale-fast": [{**FAST, "scale": scale} for scale in (0.01, 0.1, 0.3, 1.0, 3.0)],
+    "scale-low-rank": [{"kind": "low_rank", "scale": scale} for scale in (0.3, 1.0, 2.0, 3.0)],
     "samples": [{"samples": samples} for samples in (1, 3, 10, 30, 100)],
     "rounds": [{"rounds": rounds} for rounds in MILESTONES],
     "rounds-fast": [{"rounds": rounds, **FAST} for rounds in (1, 5, 20, 40)],
+    "rate-small": [{**SMALL, **rates(rate)} for rate in (0.001, 0.003, 0.01, 0.03, 0.05, 0.1)],
+    "epochs-small": [{**SMALL, "explore_epochs": epochs} for epochs in (1, 2, 5, 10, 20)],
+    "snapshots-small": [{**SMALL, "snapshots_per_cycle": number} for number in (1, 2, 3, 5)],
+    "explorers-small": [{**SMALL, "explorers": explorers} for explorers in (2, 3, 5, 10)],
+    "kind-small": [{**SMALL, "kind": kind} for kind in ("swag", "diagonal", "low_rank")],
+    "scale-small": [{**SMALL, "scale": scale} for scale in (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)],
+    "rounds-small": [{**SMALL, "rounds": rounds} for rounds in MILESTONES],
 }
 
 
@@ -90,7 +102,7 @@ def main() -> None:
                     recipe = recipe_of(settings, seed)
                     by_training.setdefault(training_of(recipe), []).append((sweep, settings, recipe))
     for training, points in sorted(by_training.items(), key=lambda item: cost(item[0])):
-        experiment = experiment_of(training.clients, training.seed)
+        experiment = experiment_of(training.dataset, training.clients, training.seed)
         for record in measure(experiment, training, points, arguments.work):
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -107,22 +119,25 @@ def cost(training: Recipe) -> tuple[int, int, int]:
     return training.clients, abs(training.rounds - Recipe.rounds), training.explore_epochs
 
 
-def build_experiment(data_dir: str | None, clients: int, seed: int) -> Experiment:
+def build_experiment(data_dir: str | None, dataset: str, clients: int, seed: int) -> Experiment:
     """The data, the model and the clients of a seed."""
-    return build(Recipe(dataset="mnist", data_dir=data_dir, clients=clients, seed=seed))
+    return build(Recipe(dataset=dataset, data_dir=data_dir, clients=clients, seed=seed))
 
 
 def recipe_of(settings: Settings, seed: int) -> Recipe:
     """All settings of a point."""
     own = {name: value for name, value in settings.items() if name not in ("columns", "kind")}
-    return Recipe(dataset="mnist", seed=seed, **own)
+    return Recipe(**{"dataset": "mnist", "seed": seed, **own})
 
 
 def training_of(recipe: Recipe) -> Recipe:
     """The recipe of the training that a point needs: all clients explore, and leave a snapshot after each epoch."""
-    names = ("clients", "seed", "rounds", "explore_epochs", "cycles", *FAST)
-    own = {name: getattr(recipe, name) for name in names}
-    return Recipe(dataset="mnist", snapshots_per_cycle=recipe.explore_epochs // recipe.cycles, **own)
+    return replace(
+        recipe,
+        explorers=1.0,
+        snapshots_per_cycle=recipe.explore_epochs // recipe.cycles,
+        **{name: getattr(Recipe, name) for name in ("rank", "samples", "scale")},
+    )
 
 
 def measure(
@@ -154,7 +169,7 @@ def phase_1(experiment: Experiment, training: Recipe, work: Path) -> Float[Tenso
     layout = dswag.Layout.of(experiment.model)
     start = dswag.Server(layout.flatten(experiment.model))
     for rounds in MILESTONES:
-        path = work / f"{training.clients}-clients-seed-{training.seed}-rounds-{rounds}.safetensors"
+        path = work / f"{training.dataset}-{training.clients}-clients-seed-{training.seed}-rounds-{rounds}.safetensors"
         if not path.exists():
             *_, last = dswag.synchronize(experiment.engine, start, replace(training, rounds=rounds))
             save_file({"theta": last.theta}, path)
