@@ -17,7 +17,7 @@ from dswag.server import Server
 STEP = 0.005
 """How much the entropy alone raises log standard deviations in a step."""
 
-LONGEST = 1.0
+LONGEST = 3.0
 """Norm to which gradients are shortened, where the settings ask for no other: standard deviations that run away would
 make the next gradients longer still."""
 
