@@ -121,10 +121,10 @@ class Moments:
         mine, theirs = ((m.rank, m.columns, m.centering) for m in (self, other))
         if mine != theirs:
             raise ValueError(f"moments must agree in rank, columns and centering to be merged, got {mine} and {theirs}")
-        if other._scatter is None or not other.count:
-            return
         if self.centering == "running":
             raise ValueError('columns centred on the running mean cannot be merged: use centering="final"')
+        if other._scatter is None or not other.count:
+            return
         scatter = self._fitting(other._scatter.anchor[None], other._next_index)
         shift = scatter.shift(other._scatter)
         self._columns.merge(other._columns, shift)

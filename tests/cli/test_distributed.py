@@ -23,7 +23,7 @@ def test_two_processes_write_the_run_folder_that_one_writes(tmp_path, capsys):
     assert {path.name for path in there.iterdir()} == {path.name for path in here.iterdir()} == set(FILES)
     two, one = RunFolder.open(there), RunFolder.open(here)
     assert two.config(Recipe) == one.config(Recipe)
-    assert torch.equal(two.checkpoint().theta, one.checkpoint().theta)
+    assert torch.equal(two.checkpoint().server.theta, one.checkpoint().server.theta)
     theirs, ours = two.posterior().tensors(), one.posterior().tensors()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
     assert [(r.loss, r.clients, r.test_accuracy) for r in two.history()] == [

@@ -111,6 +111,12 @@ def calibrated(make_engine):
     return trained(make_engine, holdout=0.3, calibrate=True, **options)
 
 
+def withstanding(make_engine):
+    """The geometric median of few, and moments of the explorers without the furthest, of which each rank has a part."""
+    robust = {"aggregation": "geometric-median", "moments": "trimmed", "byzantine": 1}
+    return trained(make_engine, clients_per_round=4, explorers=5, **robust)
+
+
 def refreshed(make_engine):
     """BatchNorm statistics of θ, and of draws that the clients make."""
     moments = Moments(theta(), rank=4, layout=Layout.of(network()))
@@ -147,7 +153,9 @@ def folded_twice(make_engine):
 
 def without_an_anchor(make_engine):
     """Moments that find their anchor themselves, on every rank another."""
-    fold = make_engine(network(), clients()).reduce({"theta": theta()}, tasks(range(5)), Moments(rank=3))
+    fold = make_engine(network(), clients()).reduce(
+        {"theta": theta()}, tasks(range(5)), Moments(rank=3, dtype=torch.float64)
+    )
     return dict(fold.result().tensors())
 
 
@@ -227,6 +235,7 @@ def overflowing(make_engine):
 SCENARIOS = (
     plainly_trained,
     calibrated,
+    withstanding,
     refreshed,
     evaluated,
     more_ranks_than_clients,

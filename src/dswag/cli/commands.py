@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from dswag.cli import console
 from dswag.cli.inputs import read_images
@@ -40,20 +39,23 @@ def train(options: Train) -> None:
     recipe = options.recipe() if folder is None else options.resumed(folder.config(Recipe))
     if options.engine == "distributed" and recipe.centering == "running":
         raise ConfigError("centering running depends on the order of the clients: use --engine in-process")
-    if folder is not None and folder.metrics() is not None:
-        _say_complete(folder, options)
-        return
-    at_place(options, lambda place: _train(options, recipe, folder, place))
+    at_place(options, recipe, lambda place: _train(options, recipe, folder, place))
 
 
 def _train(options: Train, recipe: Recipe, folder: RunFolder | None, place: Place) -> None:
-    experiment = build(recipe, make_engine=place.make_engine, workers=options.workers, progress=place.leads)
-    if not place.leads:
-        with TemporaryDirectory() as empty:
-            for _ in execute(experiment, Unwritten(Path(empty) if folder is None else folder.path), keep_answers=False):
-                pass
+    if folder is not None and folder.metrics() is not None:
+        if place.leads:
+            _tell_of_complete(folder, as_json=options.json)
         return
+    if not place.leads:  # the data may be on their way, and the folder be cleared, until the leader says where it is
+        unwritten = Unwritten(Path(place.leader_says("")))
+        experiment = build(recipe, make_engine=place.make_engine, workers=options.workers)
+        for _ in execute(experiment, unwritten, keep_answers=place.keeps_answers):
+            pass
+        return
+    experiment = build(recipe, make_engine=place.make_engine, workers=options.workers, progress=True)
     folder = _new_folder(options, experiment) if folder is None else folder
+    place.leader_says(str(folder.path.resolve()))
     _run(experiment, folder, keep_answers=place.keeps_answers)
     _show(folder, folder.save_report(page([folder])), as_json=options.json)
 
@@ -130,20 +132,19 @@ def report(options: Report) -> None:
     console.emit(to_json({"report": str(path)}) if options.json else str(path))
 
 
+def _tell_of_complete(folder: RunFolder, *, as_json: bool) -> None:
+    console.say(f"{folder.path} is complete: there is nothing to resume")
+    folder.remove_leftovers()
+    folder.remove_answers()  # a process that was killed may not have come that far
+    complete = (folder.path / REPORT).exists()
+    _show(folder, folder.path / REPORT if complete else folder.save_report(page([folder])), as_json=as_json)
+
+
 def _new_folder(options: Train, experiment: Experiment) -> RunFolder:
     recipe = experiment.recipe
     if options.output is None:
         return RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.model}", recipe)
     return RunFolder.create(options.output, recipe, overwrite=options.overwrite)
-
-
-def _say_complete(folder: RunFolder, options: Train) -> None:
-    """Shows a run that needs no resuming, after doing what its process was killed before."""
-    console.say(f"{folder.path} is complete: there is nothing to resume")
-    folder.remove_leftovers()
-    folder.remove_answers()
-    written = folder.path / REPORT
-    _show(folder, written if written.exists() else folder.save_report(page([folder])), as_json=options.json)
 
 
 def _run(experiment: Experiment, folder: RunFolder, *, keep_answers: bool) -> None:

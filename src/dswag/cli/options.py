@@ -63,8 +63,9 @@ class Train(Configured):
     """Replace the run that the folder already holds."""
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(optional)")] = None
     """Go on with a run that was stopped, in its folder and with its settings."""
-    engine: Literal["in-process", "distributed"] = "in-process"
-    """Where the clients run: in this process, or in all that torchrun starts; the run folder is the same."""
+    engine: Literal["in-process", "distributed", "flower"] = "in-process"
+    """Where the clients run: in this process, in all that torchrun starts, or on the nodes of a simulated Flower
+    federation; the run folder is the same."""
     rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
     """Seconds that the processes of a distributed run wait for one another: more than the longest exchange takes."""
 

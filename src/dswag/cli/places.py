@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from dswag.cli.options import Train
+from dswag.config import ConfigError
 from dswag.engines.distributed import Distributed
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import joined
-from dswag.experiments.recipe import MakeEngine
+from dswag.experiments.recipe import MakeEngine, Recipe
 
 
 @dataclass(frozen=True)
@@ -16,17 +17,26 @@ class Place:
     """What a run needs to know of where its clients are."""
 
     make_engine: MakeEngine
+    keeps_answers: bool = True
+    """Whether the explorers' answers come to this process, to be saved as they come."""
     leads: bool = True
     """Whether this process writes the run folder, and says how far the run is."""
-    keeps_answers: bool = True
-    """Whether explorers' answers are saved as they come, which needs one process that all of them come to."""
+    leader_says: Callable[[str], str] = str
+    """What the leading process says to all, who wait for it."""
 
 
-def at_place(options: Train, run: Callable[[Place], None]) -> None:
+def at_place(options: Train, recipe: Recipe, run: Callable[[Place], None]) -> None:
     """Calls `run` where the options want the clients to be; every process of a run over several calls it."""
     match options.engine:
         case "in-process":
             run(Place(InProcess))
         case "distributed":
             with joined(timeout=options.rank_timeout) as ranks:
-                run(Place(partial(Distributed, ranks=ranks), leads=ranks.rank == 0, keeps_answers=False))
+                make_engine = partial(Distributed, ranks=ranks)
+                run(Place(make_engine, keeps_answers=False, leads=ranks.rank == 0, leader_says=ranks.leader_says))
+        case "flower":
+            try:
+                from dswag.experiments.federation import simulated
+            except ImportError as error:
+                raise ConfigError(f"--engine flower needs Flower: pip install 'dswag[flower]' ({error})") from None
+            simulated(recipe, lambda make_engine: run(Place(make_engine)))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dswag import failures, local
 from dswag.engines.in_process import InProcess
+from dswag.engines.messages import as_bytes, as_text
 from dswag.engines.ranks import RankError, Ranks
 from dswag.parameters import Layout
 from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, check_tasks, spread
@@ -88,7 +89,7 @@ class Distributed:
             if CLIENT_FAILED in said:
                 raise failures.unpacked(said[CLIENT_FAILED], tasks)[0]
             if RANK_FAILED in said:
-                raise RankError(f"rank {rank} failed: {bytes(said[RANK_FAILED].tolist()).decode()}")
+                raise RankError(f"rank {rank} failed: {as_text(said[RANK_FAILED])}")
         apart = [rank for rank, said in enumerate(told) if not torch.equal(said["start"], start)]
         if apart:
             raise ValueError(
@@ -134,5 +135,4 @@ def _described(failure: Exception | None) -> dict[str, Tensor]:
         return {}
     if isinstance(failure, ClientError):
         return {CLIENT_FAILED: failures.packed([failure])}
-    text = f"{type(failure).__name__}: {failure}"
-    return {RANK_FAILED: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+    return {RANK_FAILED: as_bytes(f"{type(failure).__name__}: {failure}")}

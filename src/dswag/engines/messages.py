@@ -46,3 +46,13 @@ def unpacked(data: UInt8[Tensor, "n"]) -> dict[str, Tensor]:
         tensors[name] = (body.cpu() if on_cpu else body).view(dtype).view(shape)
         start = end
     return tensors
+
+
+def as_bytes(text: str) -> UInt8[Tensor, "n"]:
+    """A text as a tensor."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def as_text(data: UInt8[Tensor, "n"]) -> str:
+    """The text that was a tensor."""
+    return bytes(data.tolist()).decode()

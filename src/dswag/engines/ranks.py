@@ -12,7 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dswag.engines.messages import packed, unpacked
+from dswag.engines.messages import as_bytes, as_text, packed, unpacked
 
 TIMEOUT = 1800.0
 """Seconds that ranks wait for one another: longer than the longest share of an exchange takes."""
@@ -63,7 +63,8 @@ class Ranks:
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
         self._names = [f"rank {rank} of {self.size}" for rank in range(self.size)]
-        self._names = [bytes(said["name"].tolist()).decode() for said in self.tell({"name": self._name()})]
+        name = f"{self._names[self.rank]} ({socket.gethostname()}, process {os.getpid()})"
+        self._names = [as_text(said["name"]) for said in self.tell({"name": as_bytes(name)})]
 
     def bounds(self, length: int) -> list[tuple[int, int]]:
         """Where each rank's part of a sequence starts and ends: lengths differ by at most one, the first are longer."""
@@ -73,6 +74,10 @@ class Ranks:
     def tell(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """What every rank told all, in the order of the ranks."""
         return list(self._trade([packed(tensors, self.device)] * self.size))
+
+    def leader_says(self, text: str) -> str:
+        """What rank 0 says, whatever the others do."""
+        return as_text(self.tell({"text": as_bytes(text)})[0]["text"])
 
     def trade(self, outgoing: Iterable[Mapping[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """What came from every rank, in their order, where the n-th of `outgoing` goes to rank n.
@@ -99,10 +104,6 @@ class Ranks:
     def whole(self, part: Float[Tensor, "d_part"]) -> Float[Tensor, "d"]:
         """All ranges one after another."""
         return torch.cat([said["part"] for said in self.tell({"part": part})])
-
-    def _name(self) -> Tensor:
-        name = f"{self._names[self.rank]} ({socket.gethostname()}, process {os.getpid()})"
-        return torch.frombuffer(bytearray(name.encode()), dtype=torch.uint8)
 
     def _trade(self, messages: list[UInt8[Tensor, "_"]]) -> Iterator[dict[str, Tensor]]:
         lengths = [torch.tensor([len(message)], device=self.device) for message in messages]

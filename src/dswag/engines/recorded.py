@@ -13,7 +13,19 @@ from torch import Tensor
 from dswag.faults import fault
 from dswag.files import SaveError, replacing, saving
 from dswag.fingerprints import fingerprint
-from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask, deliver
+from dswag.tasks import (
+    ClientError,
+    Coordinates,
+    Engine,
+    FoldT,
+    Payload,
+    Result,
+    Task,
+    TrainResult,
+    TrainTask,
+    deliver,
+    spread,
+)
 
 _FORMAT = "dswag-answer"
 
@@ -138,7 +150,7 @@ class _Recording(Generic[FoldT]):
         return self.fold.result()
 
     def empty(self) -> Self:
-        """A recording of the same answers into an empty fold."""
+        """Saves answers too, and has none to put in their turn."""
         return type(self)(self.fold.empty(), self.payload, self.answers, (), self.answered)
 
     def state(self) -> dict[str, Tensor]:
@@ -148,6 +160,10 @@ class _Recording(Generic[FoldT]):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Loads the fold within."""
         self.fold.load(state)
+
+    def spread(self, coordinates: Coordinates) -> None:
+        """Tells the fold within."""
+        spread(self.fold, coordinates)
 
     def replay(self, until: int | None = None) -> None:
         """Takes in the saved answers whose turn is before that task's; all that are left if None."""
