@@ -1,5 +1,6 @@
 # make demo   train on real digits and write a report: sets everything up first
 # make test   run the tests: sets everything up first
+# make fuzz   try the readers of files and answers on thousands of damaged ones, for some minutes
 # make lint   style, types, dependency order
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test fuzz lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/core.stamp
@@ -15,6 +16,9 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --hypothesis-profile fuzz --numprocesses 2 tests/fuzz tests/test_exchange.py tests/test_config.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from dswag.data.examples import Examples
 from dswag.randomness import DrawFrom, generator_for
 
 settings.register_profile("busy machine", deadline=None, max_examples=50)
-settings.load_profile("busy machine")
+settings.register_profile("fuzz", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck))
+settings.load_profile("busy machine")  # unless pytest is told --hypothesis-profile
 
 
 @pytest.fixture

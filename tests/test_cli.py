@@ -5,9 +5,11 @@ import io
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from rich.console import Console
 from dswag import GaussianPosterior
 from dswag.cli import console, main
 from dswag.data import datasets
-from dswag.experiments.recipe import Recipe, settings
+from dswag.experiments.recipe import Recipe, build, settings
+from dswag.experiments.run import execute
+from dswag.records import RoundRecord
 from dswag.run_folder import RunFolder
 
 TINY = ["--clients", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "3"]
@@ -298,28 +302,142 @@ def interrupt(folder, when, *arguments):
     return process.returncode, err
 
 
-def test_ctrl_c_in_phase_1_leaves_checkpoint_and_history(dswag, tmp_path):
+def test_ctrl_c_in_phase_1_leaves_the_rounds_done_and_says_how_to_go_on(dswag, tmp_path):
     code, err = interrupt(tmp_path / "run", "phase 1: round 1/", "--rounds", "100000", "--clients", "3")
     assert code == 130
     folder = RunFolder.open(tmp_path / "run")
     rounds = len(folder.history())
     assert rounds >= 1
-    assert folder.checkpoint().round in (rounds, rounds + 1)
-    assert err.splitlines()[-1].startswith(f"interrupted: checkpoint and history of {rounds} round")
+    assert folder.checkpoint().server.round in (rounds - 1, rounds)
+    last = err.splitlines()[-1]
+    assert last.startswith(f"interrupted: {rounds} round")
+    assert last.endswith(f"saved in {folder.path}; go on with: dswag train --resume {folder.path}")
     assert "Traceback" not in err
 
 
-def test_ctrl_c_in_phase_2_leaves_the_posterior_of_what_came_in(dswag, tmp_path):
+def test_ctrl_c_in_phase_2_leaves_the_explorers_done(tmp_path):
     flags = ["--rounds", "1", "--clients", "30", "--explore-epochs", "200", "--samples", "2"]
     code, err = interrupt(tmp_path / "run", "phase 2: explorer 2/30", *flags)
     assert code == 130
     assert "Traceback" not in err
     folder = RunFolder.open(tmp_path / "run")
-    count = folder.posterior().count
+    count = len(list(folder.answers.iterdir()))
     assert 2 <= count < 30
-    assert f"the posterior of {count} snapshots is saved" in err
-    assert dswag("evaluate", folder.path, "--save")[0] == 0
-    assert f"the posterior is of {count} of 30 snapshots" in (folder.path / "report.html").read_text()
+    assert f"1 round and {count} explorers are saved in {folder.path}; go on with" in err
+    assert not folder.has_posterior()
+
+
+def stopped(recipe, path, rounds=1):
+    """A run that was stopped after so many rounds."""
+    folder = RunFolder.create(path, recipe)
+    for event in execute(build(recipe), folder):
+        if isinstance(event, RoundRecord) and event.round == rounds:
+            break
+    return folder
+
+
+def test_resume_gives_the_posterior_of_the_run_that_was_not_stopped(dswag, run, tmp_path):
+    folder = stopped(RunFolder.open(run).config(Recipe), tmp_path / "run")
+    (folder.path / "report.html").write_text("of a run that had not ended")
+    repeated = ["--clients", 3, "--data-dir", tmp_path, "--checkpoint-every", 7, "--workers", 1]
+    code, out, err = dswag("train", "--resume", folder.path, *repeated, "--json")
+    assert code == 0
+    assert json.loads(out)["run"] == str(folder.path)
+    assert [line.split(": ")[1] for line in err.splitlines() if line.startswith("phase 1")] == ["round 2/2"]
+    tensors = folder.posterior().tensors()
+    expected = GaussianPosterior.load(run / "posterior.safetensors").tensors()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert "<h1>run" in (folder.path / "report.html").read_text()
+
+
+def test_a_complete_run_has_nothing_to_resume(dswag, run):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()}
+    code, out, err = dswag("train", "--resume", run)
+    assert code == 0
+    assert err == f"{run} is complete: there is nothing to resume\n"
+    assert all(method in out for method in METHODS)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.iterdir()} == before
+
+
+def test_a_run_that_was_killed_while_it_tidied_up_is_tidied_up(dswag, run, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(run, path)
+    (path / "report.html").unlink()
+    (path / "explorers").mkdir()
+    for left in ("checkpoint.before.safetensors", "explorers/00000.safetensors", ".report.html.x1"):
+        (path / left).write_text("left")
+    assert dswag("train", "--resume", path)[0] == 0
+    assert {file.name for file in path.iterdir()} == {file.name for file in run.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--rounds", 5, "--seed", 1],
+            r"keeps its settings, .* got other ones .* seed \(0, not 1\), rounds \(2, not 5",
+        ),
+        (["--clients-per-round", 3], r"clients_per_round \(1.0, not 3\)"),
+        (["--config", "FILE"], r"rounds \(2, not 20\), .*samples \(3, not 30\)"),  # the file is silent on them
+        (["--output", "elsewhere"], "goes on in the folder of the run: leave --output and --overwrite out"),
+        (["--overwrite"], "leave --output and --overwrite out"),
+        (["--rounds", 0], "flags: rounds: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_resumed_run_keeps_its_settings(dswag, run, tmp_path, flags, words):
+    (tmp_path / "run.toml").write_text("clients = 3\n")
+    arguments = [tmp_path / "run.toml" if flag == "FILE" else flag for flag in flags]
+    code, out, err = dswag("train", "--resume", run, *arguments)
+    assert (code, out) == (2, "")
+    assert re.search(words, err)
+
+
+def test_settings_that_were_edited_after_the_start_are_refused(dswag, run, tmp_path):
+    recipe = RunFolder.open(run).config(Recipe)
+    folder = stopped(recipe, tmp_path / "run")
+    replace(recipe, learning_rate=0.02, rounds=3).to_toml(folder.path / "config.toml")
+    code, _, err = dswag("train", "--resume", folder.path)
+    assert code == 1
+    assert "round 1 is of a run with other settings: rounds (3, not 2), learning_rate (0.02, not 0.05)" in err
+
+
+def test_a_damaged_checkpoint_is_told_and_two_damaged_ones_are_an_error(dswag, run, tmp_path):
+    folder = stopped(RunFolder.open(run).config(Recipe), tmp_path / "run", rounds=2)
+    newest, older = (folder.path / f"checkpoint{middle}.safetensors" for middle in ("", ".before"))
+    first = older.read_bytes()
+    for path in (newest, older):
+        path.write_bytes(path.read_bytes()[:-1])
+    code, _, err = dswag("train", "--resume", folder.path)
+    assert code == 1
+    assert re.search(r"error: no checkpoint can be read: .*truncated.*before.*truncated.*: train from the start", err)
+    older.write_bytes(first)
+    code, _, err = dswag("train", "--resume", folder.path)
+    assert code == 0
+    assert f"going on from the checkpoint before, of round 1: {newest} is truncated, damaged or no checkpoint" in err
+    assert folder.metrics().scores == RunFolder.open(run).metrics().scores
+
+
+def test_a_run_without_a_checkpoint_starts_from_the_beginning(dswag, run, tmp_path):
+    folder = RunFolder.create(tmp_path / "run", RunFolder.open(run).config(Recipe))
+    assert dswag("train", "--resume", folder.path)[0] == 0
+    assert folder.metrics().scores == RunFolder.open(run).metrics().scores
+    code, _, err = dswag("train", "--resume", tmp_path)
+    assert code == 1
+    assert "holds no run" in err
+
+
+def test_too_few_clients_are_one_clear_line(dswag, tmp_path):
+    flags = ["--on-failure", "skip", "--min-clients", 1, "--client-time-limit", "1e-9"]
+    code, _, err = dswag("train", *TINY, *flags, "--output", tmp_path / "run")
+    assert code == 1
+    assert re.search(r"error: round 1 needs the results of at least 1 clients, got 0 of 3: client \d: it took lon", err)
+
+
+def test_a_run_that_has_diverged_is_one_clear_line(dswag, tmp_path):
+    flags = ["--server-optimizer", "momentum", "--server-learning-rate", "1e5"]
+    code, _, err = dswag("train", *TINY, *flags, "--output", tmp_path / "run")
+    assert code == 1
+    assert re.search(r"(?m)^error: round 2 diverged: .* lower server_learning_rate", err)
 
 
 def test_the_package_runs_as_a_module():

@@ -21,10 +21,10 @@ COUNTS = (
     "samples",
 )
 RATES = ("learning_rate", "final_learning_rate", "explore_learning_rate", "explore_final_learning_rate")
-OTHER_RATES = ("server_learning_rate", "server_epsilon", "clip_gradient", "client_time_limit")
+OTHER_RATES = ("server_learning_rate", "server_epsilon", "clip_gradient", "clip_update", "client_time_limit")
 MOMENTA = ("momentum", "server_momentum", "server_second_momentum")
 FLOATS = (*RATES, *OTHER_RATES, *MOMENTA, "stop_accuracy", "weight_decay", "proximal", "scale", "holdout")
-SHARES = ("clients_per_round", "explorers", "min_clients")
+SHARES = ("clients_per_round", "explorers", "min_clients", "byzantine")
 
 BAD = [
     *((name, value) for name in COUNTS for value in (0, -1, 1.0, 2.5, True, "3", None, math.nan)),
@@ -41,7 +41,12 @@ BAD = [
     *(("scale", value) for value in (-1.0,)),
     *(("holdout", value) for value in (1.0, 1, -0.1, None)),
     *(("calibrate", value) for value in (True, 1, "yes", None)),  # True alone: nothing is held out
-    *(("aggregation", value) for value in ("median", "Mean", 0, None)),
+    *(("aggregation", value) for value in ("mode", "Mean", 0, None)),
+    *(("moments", value) for value in ("trimmed-mean", "Mean", None)),
+    *(
+        ("rate_factors", value)
+        for value in ((1.0,) * 9, (0.0,) * 10, (-1.0,) * 10, (math.nan,) * 10, ("1",) * 10, 1.0, None)
+    ),
     *(("server_optimizer", value) for value in ("fedadam", "Adam", None)),
     *(("optimizer", value) for value in ("adam", "SGD", None)),
     *(("nesterov", value) for value in (1, "yes", None)),
@@ -83,7 +88,18 @@ def test_every_setting_has_bad_values_here():
         ({"rounds": 0}, r"rounds: .*greater than or equal to 1, got 0"),
         ({"learning_rate": math.nan}, r"learning_rate: .*finite number, got nan"),
         ({"learning_rate": "0.1"}, r"learning_rate: .*valid number, got '0\.1'"),
-        ({"aggregation": "median"}, r"aggregation: Input should be 'mean' or 'weighted-mean', got 'median'"),
+        ({"aggregation": "mode"}, r"aggregation: Input should be 'mean', 'weighted-mean', 'median'.*, got 'mode'"),
+        (
+            {"aggregation": "krum", "byzantine": 4},
+            r"aggregation: krum needs at least 11 clients where 4 may be malicious, got 10: let more clients take part",
+        ),
+        ({"aggregation": "median", "clients_per_round": 4, "byzantine": 2}, r"aggregation: median needs .* 5 .* got 4"),
+        ({"moments": "median", "explorers": 3}, r"moments: median needs at least 4 .* 1 may be malicious, got 3"),
+        ({"moments": "trimmed", "centering": "running"}, r"a running mean does not withstand .* centering final"),
+        (
+            {"rate_factors": (1.0, 2.0)},
+            r"rate_factors must be one factor for each of the 10 clients, or none at all, got 2",
+        ),
         ({"optimizer": "adamw", "nesterov": True}, r"nesterov is a form of SGD's momentum: use optimizer sgd"),
         ({"momentum": 0.0, "nesterov": True}, r"nesterov is a form of SGD's momentum: .* a momentum above 0"),
         ({"learnin_rate": 0.1}, r"unknown setting learnin_rate"),
@@ -166,7 +182,14 @@ def test_every_config_survives_a_file(tmp_path_factory, config):
 def test_settings_without_a_value_are_left_out_of_the_file(tmp_path):
     Config().to_toml(tmp_path / "config.toml")
     text = (tmp_path / "config.toml").read_text()
-    absent = {"final_learning_rate", "stop_accuracy", "clip_gradient", "client_time_limit", "batch_norm_examples"}
+    absent = {
+        "final_learning_rate",
+        "stop_accuracy",
+        "clip_update",
+        "clip_gradient",
+        "client_time_limit",
+        "batch_norm_examples",
+    }
     written = {line.split(" = ")[0] for line in text.splitlines()}
     assert written == {field.name for field in dataclasses.fields(Config)} - absent
 

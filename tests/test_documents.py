@@ -18,6 +18,12 @@ def test_every_test_that_the_documents_name_exists():
     assert named <= defined
 
 
+def test_every_known_defect_has_a_test():
+    rows = [line for line in (ROOT / "docs/defects.md").read_text().splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 20
+    assert [row for row in rows if not re.search(r"`test_\w+`", row.split("|")[3])] == []
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_file_that_a_document_links_to_exists(document):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())

@@ -393,3 +393,78 @@ def test_workspaces_of_one_model_do_not_share_anything(make_model, data):
         thread.join()
     assert len(found) == 2
     assert all(torch.equal(thetas, expected) for thetas in found)
+
+
+# ------------------------------------------------------------------------------------------------- time and divergence
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when a test says so."""
+
+    class Clock:
+        now = 100.0
+
+    monkeypatch.setattr(local.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+@pytest.mark.parametrize(("limit", "epoch"), [(17.0, 4), (4.5, 2), (0.5, 1), (8.0, 2), (1e6, None)])
+def test_a_client_gives_up_at_the_first_minibatch_after_its_time_limit(make_model, data, clock, limit, epoch):
+    """33 examples make five minibatches an epoch, and each takes a second here: minibatch n starts after n - 1."""
+
+    def loss(outputs, targets):
+        clock.now += 1
+        return F.cross_entropy(outputs, targets)
+
+    task = replace(TRAIN, time_limit=limit)
+    if epoch is None:
+        assert torch.equal(trained(make_model(), data, task, loss).thetas, trained(make_model(), data).thetas)
+        return
+    with pytest.raises(ClientError) as caught:
+        trained(make_model(), data, task, loss)
+    assert str(caught.value) == (
+        f"client 2 failed in phase 2, epoch {epoch}: it took longer than its time limit of {limit:g} s"
+    )
+    assert clock.now == 100 + math.floor(limit) + 1
+
+
+def test_a_time_limit_is_each_task_s_own(make_model, data, clock):
+    def loss(outputs, targets):
+        clock.now += 1
+        return F.cross_entropy(outputs, targets)
+
+    workspace = Workspace(make_model(), loss)
+    for _ in range(3):
+        trained(make_model(), data, replace(TRAIN, time_limit=20.0), workspace=workspace)
+    trained(make_model(), data, TRAIN, workspace=workspace)  # and the one before leaves none behind
+    assert clock.now == 100 + 4 * 20
+
+
+def test_evaluation_keeps_to_its_time_limit(make_model, data, clock):
+    def loss(outputs, targets):
+        clock.now += 1
+        return F.cross_entropy(outputs, targets)
+
+    with pytest.raises(ClientError, match="an evaluation: it took longer than its time limit of 2 s"):
+        trained(make_model(), data, replace(EVALUATE, time_limit=2.0), loss)
+
+
+@pytest.mark.parametrize(("factor", "fails"), [(9.0, False), (11.0, True)])
+def test_a_loss_ten_times_that_of_the_first_minibatch_is_divergence(make_model, data, factor, fails):
+    batches = []
+
+    def loss(outputs, targets):  # 1.5 in the first minibatch, and so many times as much in epoch 2
+        batches.append(len(targets))
+        return outputs.mean() * 0 + (1.5 * factor if len(batches) > 5 else 1.5)
+
+    task = replace(TRAIN, learning_rates=(0.1, 0.05), snapshots=(2,))
+    if not fails:
+        assert trained(make_model(), data, task, loss).loss == pytest.approx(1.5 * factor)
+        return
+    with pytest.raises(ClientError) as caught:
+        trained(make_model(), data, task, loss)
+    assert str(caught.value) == (
+        "client 2 failed in phase 2, epoch 2: loss is 16.5, after 1.5 in the first minibatch (learning rate 0.05): "
+        "lower the learning rate, or set clip_gradient"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from dswag import GaussianPosterior, Layout, PosteriorFileError
 from dswag.randomness import generator_for
-from dswag.sampling import BLOCK, CHUNK
+from dswag.sampling import BLOCK, CHUNK, GROUP
 
 N = 40_000
 
@@ -64,16 +65,32 @@ def test_one_draw_of_z2_serves_all_of_theta():
 @pytest.mark.parametrize("d", [1, CHUNK - 1, CHUNK + 1, BLOCK, BLOCK + CHUNK + 3])
 def test_a_draw_does_not_depend_on_its_companions_or_the_threads(d):
     posterior = make(d, k=3)
-    together = posterior.sample(7, 5)
+    n = 2 * GROUP + 1
+    together = posterior.sample(7, n)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = torch.cat([posterior.sample(7, first=number) for number in range(5)])
+        for size in (1, 2, GROUP, n - 1):
+            apart = [posterior.sample(7, min(size, n - number), first=number) for number in range(0, n, size)]
+            assert torch.equal(together, torch.cat(apart))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(together, alone)
     assert not torch.equal(together[0], together[1])
     assert not torch.equal(posterior.sample(8)[0], together[0])
+
+
+def test_draws_can_go_into_memory_that_is_there():
+    posterior = make(d=50, k=3)
+    memory = torch.full((4, 50), float("nan"))
+    assert posterior.sample(3, 2, first=1, out=memory[1:3]).data_ptr() == memory[1].data_ptr()
+    assert torch.equal(memory[1:3], posterior.sample(3, 2, first=1))
+    assert memory[[0, 3]].isnan().all()
+
+
+@pytest.mark.parametrize("out", [torch.empty(2, 5), torch.empty(6), torch.empty(2, 6, dtype=torch.float64)])
+def test_memory_that_does_not_fit_the_draws_is_refused(out):
+    with pytest.raises(ValueError, match=r"out must have shape \[2, 6\], torch.float32 on cpu, got"):
+        make(d=6, k=3).sample(0, 2, out=out)
 
 
 def test_drawing_leaves_the_global_generator_and_the_posterior_alone():
@@ -185,6 +202,27 @@ def test_a_file_gives_back_every_bit(tmp_path):
         assert torch.equal(loaded.tensors()[name], tensor)
     assert (loaded.count, loaded.layout) == (17, layout)
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def memory_of_its_own():
+    """Bytes of this process that are mapped from no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, which tells mapped memory apart")
+def test_a_file_is_loaded_and_drawn_from_without_its_columns_in_memory(tmp_path):
+    k, d = 32, 1_000_000
+    columns = torch.zeros(k, d)
+    GaussianPosterior(torch.zeros(d), torch.ones(d), columns, count=k).save(tmp_path / "posterior.safetensors")
+    draw, size = torch.zeros(1, d), columns.nbytes
+    del columns
+    before = memory_of_its_own()
+    posterior = GaussianPosterior.load(tmp_path / "posterior.safetensors")
+    for number in range(3):
+        posterior.sample(0, first=number, out=draw)
+    grown = memory_of_its_own() - before
+    assert grown < size / 4
 
 
 def test_a_posterior_without_columns_or_layout_can_be_saved(tmp_path):

@@ -1,13 +1,17 @@
 """Algorithm 2 against a slow loop, and what its uncertainties promise."""
 
 import math
+from dataclasses import replace
+from itertools import cycle
+from weakref import WeakSet
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dswag import GaussianPosterior, InProcess, Layout, ensemble, predict, predictive, regression
+from dswag import GaussianPosterior, InProcess, Layout, ensemble, predict, predictive, predictive_stream, regression
+from dswag.prediction import AHEAD
 from dswag.randomness import DrawFrom, generator_for
 
 
@@ -157,6 +161,33 @@ def test_the_model_is_left_as_it_was(make_model, make_clients):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Scaled(nn.Module):
+    """Computes with a buffer that no training changes, and counts with another."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.register_buffer("scale", torch.ones(6))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(self.scale * x)
+
+
+def test_draws_are_predicted_with_the_models_own_buffers():
+    model, x = Scaled(), inputs()
+    model.scale.fill_(0.5)
+    posterior = around(model)
+    found = predict(model, posterior, x, samples=4)
+    views = [posterior.layout.views(theta) for theta in posterior.sample(0, 4)]
+    members = [(0.5 * x @ view["linear.weight"].T + view["linear.bias"]).softmax(1) for view in views]
+    torch.testing.assert_close(found, sum(members) / 4)
+    with posterior.sampled(model, seed=0):
+        torch.testing.assert_close(model(x).softmax(1), members[0])
+    assert model.calls == 1
+
+
 def test_inputs_may_come_from_a_loader(make_model):
     model, x = make_model(), inputs()
     posterior = around(model)
@@ -166,10 +197,62 @@ def test_inputs_may_come_from_a_loader(make_model):
     torch.testing.assert_close(predict(model, posterior, list(x.split(4)), samples=3), expected)
 
 
+class Watched:
+    """Batches that are made when they are asked for; `most` is how many were alive at a time."""
+
+    def __init__(self, batches):
+        self.batches, self.alive, self.most = batches, WeakSet(), 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            copy = batch.clone()
+            self.alive.add(copy)
+            self.most = max(self.most, len(self.alive))
+            yield copy
+            del copy
+
+
+def test_a_few_batches_of_a_loader_are_held_at_a_time(make_model):
+    model, x = make_model(), inputs(60)
+    posterior, watched = around(model), Watched(x.split(2))
+    assert len(watched.batches) > 3 * AHEAD
+    probabilities = predict(model, posterior, watched, samples=3)
+    assert watched.most <= AHEAD + 1  # one more while the last group goes
+    torch.testing.assert_close(probabilities, predict(model, posterior, x, samples=3))
+
+
+@pytest.mark.parametrize("kind", ["swag", "mean"])
+def test_a_stream_gives_each_batch_what_all_together_are_given(make_model, kind):
+    model, x = make_model(), inputs(2 * AHEAD + 5)
+    posterior = replace(around(model), temperature=1.5)
+    sizes = [1, 3] * 4 + [1] * 5
+    stream = predictive_stream(model, posterior, iter(x.split(sizes)), samples=3, seed=2, kind=kind)
+    together = predictive(model, posterior, x, samples=3, seed=2, kind=kind)
+    for result, *expected in zip(stream, *(t.split(sizes) for t in together.tensors()), strict=True):
+        torch.testing.assert_close(result.tensors(), tuple(expected))
+
+
+def test_a_stream_of_predictions_goes_on_for_ever(make_model):
+    model, x = make_model(), inputs(4)
+    stream = predictive_stream(model, around(model), cycle([x]), samples=2)
+    first = next(stream)
+    assert all(torch.equal(next(stream).probabilities, first.probabilities) for _ in range(2 * AHEAD))
+
+
+def test_regressions_read_a_loader_a_few_batches_at_a_time():
+    model, x = linear(), inputs(2 * AHEAD + 5)
+    posterior, watched = around(model), Watched(x.split(1))
+    result = regression(model, posterior, watched, noise=0.25, samples=3)
+    assert watched.most <= AHEAD + 1
+    torch.testing.assert_close(result.variance, regression(model, posterior, x, noise=0.25, samples=3).variance)
+
+
 @pytest.mark.parametrize("nothing", [torch.zeros(0, 6), []])
 def test_no_inputs_are_refused(make_model, nothing):
     with pytest.raises(ValueError, match="there are no inputs to predict"):
         predict(make_model(), around(make_model()), nothing)
+    with pytest.raises(ValueError, match="there are no inputs to predict"):
+        next(predictive_stream(make_model(), around(make_model()), nothing))
 
 
 def test_no_samples_are_refused(make_model):

@@ -1,32 +1,31 @@
 """A run folder gives back what it was given, and says what is wrong with what is not its own."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from samples import LAYOUT, METRICS, POSTERIOR
 
-from dswag import GaussianPosterior, Layout, PosteriorFileError
+from dswag import PosteriorFileError, files
+from dswag.checkpoint import Checkpoint, CheckpointError
 from dswag.config import Config
 from dswag.data.class_counts import ClassCounts
-from dswag.evaluation.calibration import Reliability
-from dswag.evaluation.metrics import Scores
-from dswag.run_folder import FILES, Checkpoint, Metrics, RoundRecord, RunFolder, RunFolderError
+from dswag.exchange import Missing
+from dswag.files import SaveError
+from dswag.records import ExploreRecord, RoundRecord
+from dswag.run_folder import FILES, RunFolder, RunFolderError, Unwritten
+from dswag.server import Server
 
-LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
 PARTITION = ClassCounts(("cat", "dog"), ((3, 0), (1, 2)))
-HISTORY = [RoundRecord(1, 2.5, 0.1, (2, 0), 0.5), RoundRecord(2, 1.25, 0.2, (1, 2))]
-CHECKPOINT = Checkpoint(torch.arange(8.0), LAYOUT, 2)
-POSTERIOR = GaussianPosterior(torch.arange(8.0), torch.ones(8), torch.ones(2, 8), count=2, layout=LAYOUT)
-METRICS = Metrics(
-    scores={"DSWAG": Scores(0.9, 0.3, 0.1, 0.02, 0.03, 10)},
-    reliability={"DSWAG": Reliability("equal-mass", (0.6, 0.9), (0.5, 1.0), (5, 5))},
-    samples=3,
-    scale=0.5,
-    seconds={"phase 1": 1.5},
-    environment={"torch": "2"},
-)
+HISTORY = [
+    RoundRecord(1, 2.5, 0.1, (2, 0), 0.5),
+    RoundRecord(2, 1.25, 0.2, (1, 2), None, (Missing(2, 'it said {"phase": 2}'),), 800, 200),
+]
+EXPLORATION = ExploreRecord(0.5, (2, 1), (Missing(1, "vanished"),), 300, 100)
+CHECKPOINT = Checkpoint(Server(torch.arange(8.0), 2), LAYOUT)
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def folder(tmp_path):
 @pytest.fixture
 def full(folder):
     folder.save_partition(PARTITION)
-    folder.save_history(HISTORY)
+    folder.save_history(HISTORY, EXPLORATION)
     folder.save_checkpoint(CHECKPOINT)
     folder.save_posterior(POSTERIOR)
     folder.save_metrics(METRICS)
@@ -50,9 +49,10 @@ def test_every_part_comes_back(full):
     assert opened.config(Config) == Config(clients=3)
     assert opened.partition() == PARTITION
     assert opened.history() == tuple(HISTORY)
+    assert opened.exploration() == EXPLORATION
     checkpoint = opened.checkpoint()
-    assert (checkpoint.round, checkpoint.layout) == (2, LAYOUT)
-    assert torch.equal(checkpoint.theta, CHECKPOINT.theta)
+    assert (checkpoint.server.round, checkpoint.layout) == (2, LAYOUT)
+    assert torch.equal(checkpoint.server.theta, CHECKPOINT.server.theta)
     assert opened.posterior().layout == LAYOUT
     assert opened.metrics() == METRICS
     assert sorted(path.name for path in full.path.iterdir()) == sorted(FILES)
@@ -61,6 +61,8 @@ def test_every_part_comes_back(full):
 def test_parts_that_are_not_there_yet(folder):
     assert folder.partition() is None
     assert folder.history() == ()
+    assert folder.exploration() is None
+    assert folder.latest_checkpoint() == (None, ())
     assert folder.metrics() is None
     assert not folder.has_posterior()
     with pytest.raises(RunFolderError, match=r"has no checkpoint.safetensors: no round of phase 1 was completed"):
@@ -111,10 +113,10 @@ def test_damaged_settings_are_refused(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"round": 1, "loss": 2', "line 3 is cut off, damaged or foreign: Invalid JSON"),
-        ('{"epoch": 1}', "line 3 is cut off, damaged or foreign: round: Field required"),
-        ('{"round": 1, "loss": "low", "seconds": 1, "clients": []}', "line 3 .*: loss: "),
-        ("\x00\xff", "line 3 is cut off"),
+        ('{"round": 1, "loss": 2', "line 4 is cut off, damaged or foreign: Invalid JSON"),
+        ('{"epoch": 1}', "line 4 is cut off, damaged or foreign: round: Field required"),
+        ('{"round": 1, "loss": "low", "seconds": 1, "clients": []}', "line 4 .*: loss: "),
+        ("\x00\xff", "line 4 is cut off"),
     ],
 )
 def test_a_damaged_line_of_the_history_is_named(full, text, message):
@@ -162,24 +164,60 @@ def test_numbers_that_are_none_are_not_written(folder):
 def test_truncated_tensors_are_refused(full, name):
     path = full.path / f"{name}.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises((RunFolderError, PosteriorFileError), match=f"{name}.safetensors is truncated, damaged or no"):
+    with pytest.raises((CheckpointError, PosteriorFileError), match=f"{name}.safetensors is truncated, damaged or no"):
         getattr(full, name)()
 
 
-def test_a_foreign_checkpoint_is_refused(full):
-    path = full.path / "checkpoint.safetensors"
-    path.write_bytes((full.path / "posterior.safetensors").read_bytes())
-    with pytest.raises(
-        RunFolderError, match="is no dswag checkpoint: expected format dswag-checkpoint, got dswag-post"
-    ):
-        full.checkpoint()
-    described = {"format": "dswag-checkpoint", "format_version": "99", "dswag_version": "7.0"}
-    save_file({"theta": torch.zeros(2)}, path, described)
-    with pytest.raises(
-        RunFolderError, match=r"format version 99, this dswag reads up to 1: install dswag 7.0 or newer"
-    ):
-        full.checkpoint()
-    described |= {"format_version": "1", "round": "1", "layout": json.dumps([["weight"], [[3]]])}
-    save_file({"theta": torch.zeros(2)}, path, described)
-    with pytest.raises(RunFolderError, match=r"θ must have shape \[3\]"):
-        full.checkpoint()
+def test_a_process_that_does_not_write_overrides_all_that_saves():
+    saving = {name for name in vars(RunFolder) if name.startswith(("save_", "remove_"))} - {"save_report"}
+    assert saving <= vars(Unwritten).keys()
+
+
+def test_a_history_that_is_ahead_of_the_checkpoint_is_cut_and_one_behind_it_is_refused(full):
+    first = Checkpoint(Server(torch.arange(8.0), 1), LAYOUT)
+    assert full.rounds_before(None) == ()
+    assert full.rounds_before(first) == tuple(HISTORY[:1])
+    assert full.rounds_before(CHECKPOINT) == tuple(HISTORY)
+    full.save_history(HISTORY[:1])
+    with pytest.raises(RunFolderError, match="tells of 1 rounds, the checkpoint is of round 2: put back"):
+        full.rounds_before(CHECKPOINT)
+
+
+def test_a_new_run_in_an_old_folder_finds_nothing_of_the_old_one(full):
+    full.save_checkpoint(CHECKPOINT)
+    full.answers.mkdir()
+    (full.answers / "00000.safetensors").write_text("old")
+    (full.path / ".checkpoint.safetensors.x").write_text("left by a process that was killed")
+    (full.path / "notes.txt").write_text("mine")
+    new = RunFolder.create(full.path, Config(), overwrite=True)
+    assert sorted(path.name for path in new.path.iterdir()) == ["config.toml", "notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["history", "checkpoint", "posterior", "metrics", "report"])
+def test_a_disk_that_is_full_is_one_error_with_advice_and_leaves_what_was_there(full, name, monkeypatch):
+    """Expected of every file: the old content, no temporary, and how to go on."""
+    parts = {
+        "history": lambda: full.save_history(HISTORY),
+        "checkpoint": lambda: full.save_checkpoint(CHECKPOINT),
+        "posterior": lambda: full.save_posterior(POSTERIOR),
+        "metrics": lambda: full.save_metrics(METRICS),
+        "report": lambda: full.save_report("<p>"),
+    }
+    before = {path: path.read_bytes() for path in full.path.iterdir()}
+
+    def full_disk(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(SaveError, match=rf"{name}\..* cannot be written \(No space left on device\): free .*--resume"):
+        parts[name]()
+    assert {path: path.read_bytes() for path in full.path.iterdir()} == before
+
+
+def test_a_folder_that_has_become_read_only_is_one_error_with_advice(full, monkeypatch):
+    def read_only(**options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", read_only)
+    with pytest.raises(SaveError, match=r"history.jsonl cannot be written \(Read-only file system\): free the disk or"):
+        full.save_history(HISTORY)

@@ -11,11 +11,16 @@ from slow_reference import (
     local_sgd,
     two_pass_moments,
 )
+from torch import nn
 
 from dswag import ClientError, Config, InProcess, Layout, Server, collect, evaluate, explore, synchronize, train
 from dswag.cohorts import sample_clients
+from dswag.divergence import DivergenceError, has_diverged
+from dswag.exchange import Missing
 from dswag.folds import Snapshots
 from dswag.randomness import derive_seed
+from dswag.tasks import deliver
+from dswag.training import _train_tasks
 
 SETTINGS = {
     "clients": 4,
@@ -241,3 +246,153 @@ def test_labels_out_of_range_are_named(make_model):
     clients = [(torch.zeros(4, 6), torch.tensor([0, 1, 2, 2])), (torch.zeros(4, 6), torch.tensor([0, 1, 2, 3]))]
     with pytest.raises(ClientError, match=r"client 1 failed in round 1: .*3.*out of bounds"):
         train(make_model(), clients, Config(clients=2))
+
+
+# Resuming, faults and divergence
+
+
+@pytest.mark.parametrize("server_optimizer", ["plain", "momentum", "adagrad", "yogi", "adam"])
+def test_a_loop_that_goes_on_from_any_round_gives_the_same(make_model, make_clients, server_optimizer):
+    config = Config(**SETTINGS, server_optimizer=server_optimizer)
+    model, engine = make_model(), InProcess(make_model(), make_clients(SIZES))
+    whole = list(synchronize(engine, Server(Layout.of(model).flatten(model)), config))
+    for stopped in whole[:-1]:
+        rest = list(synchronize(engine, stopped.server, config))
+        assert [round.number for round in rest] == list(range(stopped.number + 1, 4))
+        assert torch.equal(rest[-1].theta, whole[-1].theta)
+        assert [(round.loss, round.clients) for round in rest] == [
+            (round.loss, round.clients) for round in whole[stopped.number :]
+        ]
+    assert list(synchronize(engine, whole[-1].server, config)) == []
+
+
+def test_a_loop_that_had_reached_the_accuracy_does_not_go_on(make_model, make_clients):
+    config = Config(clients=3, rounds=200, learning_rate=0.1, stop_accuracy=0.8, batch_size=10)
+    run = train(make_model(), make_clients(), config)
+    assert list(synchronize(run.engine, run.history[-1].server, config)) == []
+    (last,) = synchronize(run.engine, run.history[-2].server, config)
+    assert torch.equal(last.theta, run.theta)
+
+
+class Failing:
+    """An engine of which some clients fail in some rounds."""
+
+    def __init__(self, engine, fails):
+        self.engine, self.fails, self.num_clients = engine, fails, engine.num_clients
+
+    def reduce(self, payload, tasks, fold):
+        left = [task for task in tasks if not self.fails(task)]
+        if left:
+            self.engine.reduce(payload, left, fold)
+        for task in tasks:
+            if task not in left:
+                deliver(fold, ClientError(task, "vanished"))
+        return fold
+
+
+def test_rounds_and_phase_2_go_on_without_clients_that_fail(make_model, make_clients):
+    """Expected: the mean over the others, from an engine that has only them to ask."""
+    config = Config(clients=4, rounds=2, explore_epochs=1, batch_size=7, on_failure="skip", min_clients=2)
+    model = make_model()
+    theta, whole = Layout.of(model).flatten(model), InProcess(model, make_clients(SIZES))
+    engine = Failing(whole, lambda task: task.client == 2 and task.occasion in ("round 2", "phase 2"))
+    first, second = synchronize(engine, Server(theta), config)
+    assert (first.missing, second.missing) == ((), (Missing(2, "vanished"),))
+    assert sorted(second.clients) == [0, 1, 2, 3]
+    ends = []
+    for start in (Server(theta), first.server):
+        tasks = _train_tasks(config, (0, 1, 3), (config.learning_rate,), (1,), phase=1, round=start.round)
+        ends.append(whole.reduce({"theta": start.theta}, tasks, Snapshots()).result().double().mean(0))
+    torch.testing.assert_close(second.theta.double(), ends[1], rtol=0, atol=1e-6)
+    assert not torch.allclose(first.theta.double(), ends[0], rtol=0, atol=1e-4)  # there client 2 took part
+    explored = explore(engine, second.theta, config, collect(second.theta, config))
+    assert explored.missing == (Missing(2, "vanished"),)
+    assert explored.fold.posterior().count == 3
+
+
+def test_a_run_that_must_hear_everybody_ends_with_the_first_failure(make_model, make_clients):
+    engine = Failing(InProcess(make_model(), make_clients()), lambda task: task.client == 1)
+    model = make_model()
+    with pytest.raises(ClientError, match="client 1 failed in round 1: vanished"):
+        train(model, [], Config(clients=3), engine=engine)
+
+
+@pytest.fixture
+def swinging():
+    """A regression whose error grows from round to round, for the server steps far past what its clients came to."""
+    inputs = torch.randn(3, 20, 6, generator=generator_from(0))
+    config = Config(
+        clients=3, rounds=30, learning_rate=0.02, server_optimizer="momentum", server_learning_rate=100.0, momentum=0.0
+    )
+    engine = InProcess(nn.Linear(6, 1), [(x, x.sum(1, keepdim=True)) for x in inputs], loss=F.mse_loss)
+    return engine, Server(torch.zeros(7)), config
+
+
+def test_a_server_rate_that_is_too_high_stops_the_run_with_advice(swinging):
+    with pytest.raises(
+        DivergenceError,
+        match=r"round \d+ diverged: the mean training loss is [\d.e+]+, after [\d.]+ in the first round: "
+        r"lower server_learning_rate \(100\), or lower learning_rate \(0.02 in this round\), or set clip_gradient",
+    ):
+        list(synchronize(*swinging))
+
+
+def test_weights_that_overflow_on_the_server_stop_the_run(make_model, make_clients):
+    config = Config(clients=3, rounds=3, learning_rate=1.0, local_epochs=9, server_learning_rate=3e38)
+    with pytest.raises(DivergenceError, match="round 1 diverged: θ is not finite: lower server_learning_rate"):
+        train(make_model(), make_clients(), config)
+
+
+def test_a_client_whose_loss_explodes_is_named_with_its_rate(make_model, make_clients):
+    config = Config(clients=3, rounds=2, learning_rate=300.0, local_epochs=3)
+    with pytest.raises(
+        ClientError,
+        match=r"client \d failed in round 1, epoch \d: loss is [\d.]+, after [\d.]+ in the first minibatch "
+        r"\(learning rate 300\): lower the learning rate, or set clip_gradient",
+    ):
+        train(make_model(), make_clients(), config)
+
+
+def test_where_a_run_was_left_does_not_decide_whether_it_diverged(swinging):
+    engine, first, config = swinging
+    rounds = []
+
+    def follow(start):
+        for round in synchronize(engine, start, config):
+            rounds.append(round)
+
+    with pytest.raises(DivergenceError) as whole:
+        follow(first)
+    with pytest.raises(DivergenceError) as rest:
+        follow(rounds[-1].server)
+    assert str(rest.value) == str(whole.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "first", "diverged"),
+    [
+        (23.1, 2.3, True),
+        (22.9, 2.3, False),
+        (9.9, 1e-4, False),  # from trained weights, or on one class alone
+        (10.1, 1e-4, True),
+        (1e6, 2e5, False),  # a loss in large units
+        (math.nan, 1.0, True),
+        (math.inf, 1.0, True),
+        (-5.0, -6.0, False),  # log-densities
+        (10.1, -6.0, True),
+    ],
+)
+def test_a_loss_has_diverged_at_ten_times_the_first_one_and_ten_at_least(loss, first, diverged):
+    assert has_diverged(loss, first) is diverged
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_healthy_training_of_one_noisy_client_a_round_is_not_called_diverged(make_model, seed):
+    """Each client has examples of one class alone, so the loss swings by two orders of magnitude."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(90, 6, generator=generator)
+    inputs[torch.arange(90), torch.arange(90) // 30] += 3
+    clients = [(inputs[start : start + 30], torch.full((30,), start // 30)) for start in (0, 30, 60)]
+    config = Config(clients=3, seed=seed, rounds=30, clients_per_round=1, local_epochs=4, batch_size=1)
+    losses = [round.loss for round in train(make_model(), clients, config).history]
+    assert max(losses) > 50 * min(losses)

@@ -2,13 +2,16 @@
 
 from dswag.api import Run, train
 from dswag.batch_norm import update as update_batch_norm
+from dswag.checkpoint import Checkpoint, CheckpointError
 from dswag.config import Config, ConfigError
+from dswag.divergence import DivergenceError
 from dswag.engines.in_process import InProcess
-from dswag.exchange import TooFewClientsError
+from dswag.engines.recorded import Recorded
+from dswag.exchange import Missing, TooFewClientsError
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior, PosteriorFileError
-from dswag.prediction import Predictive, ensemble, predict, predictive
+from dswag.prediction import Predictive, ensemble, predict, predictive, predictive_stream
 from dswag.regression import Regression, regression
 from dswag.scaling import calibrate
 from dswag.server import Server
@@ -16,15 +19,20 @@ from dswag.tasks import ClientError
 from dswag.training import Round, collect, evaluate, explore, synchronize
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
     "ClientError",
     "Config",
     "ConfigError",
+    "DivergenceError",
     "GaussianPosterior",
     "InProcess",
     "Layout",
+    "Missing",
     "Moments",
     "PosteriorFileError",
     "Predictive",
+    "Recorded",
     "Regression",
     "Round",
     "Run",
@@ -37,6 +45,7 @@ __all__ = [
     "explore",
     "predict",
     "predictive",
+    "predictive_stream",
     "regression",
     "synchronize",
     "train",

@@ -167,6 +167,33 @@ class PooledStatistics:
             raise ValueError("there are no BatchNorm statistics of no clients: add a result first")
         return tuple(buffers(statistics) for statistics in self._statistics)
 
+    def empty(self) -> Self:
+        """The statistics of no clients."""
+        return type(self)()
+
+    def state(self) -> dict[str, Tensor]:
+        """How many draws there are, and for each layer counts [s], means [s, c] and scatters [s, c]."""
+        draws = self._statistics
+        state = {"draws": torch.tensor(len(draws))}
+        for name in draws[0] if draws else ():
+            seen = [statistics[name] for statistics in draws]
+            state[f"count {name}"] = torch.tensor([one.count for one in seen])
+            state[f"mean {name}"] = torch.stack([one.mean for one in seen])
+            state[f"scatter {name}"] = torch.stack([one.scatter for one in seen])
+        return state
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the statistics of another."""
+        names = [name.removeprefix("count ") for name in state if name.startswith("count ")]
+        values = {name: [state[f"{what} {name}"] for what in ("count", "mean", "scatter")] for name in names}
+        self._statistics = tuple(
+            {
+                name: LayerStatistics(count=int(count[draw]), mean=mean[draw].clone(), scatter=scatter[draw].clone())
+                for name, (count, mean, scatter) in values.items()
+            }
+            for draw in range(int(state["draws"]))
+        )
+
     def _take(self, statistics: tuple[Mapping[str, LayerStatistics], ...]) -> None:
         if not self._statistics:
             self._statistics = statistics

@@ -1,4 +1,4 @@
-"""Which clients take part (Algorithm 1, lines 4 and 16)."""
+"""Which clients take part (Algorithm 1, lines 4 and 16), and how many of them may be malicious."""
 
 import numpy as np
 
@@ -18,6 +18,21 @@ def cohort_size(share: int | float, clients: int) -> int:
     if not 0 < share <= 1:
         raise ValueError(f"the fraction of clients taking part must be in (0, 1], got {share}")
     return max(1, round(share * clients))
+
+
+def malicious_number(byzantine: int | float, clients: int, *, spare: int, rule: str) -> int:
+    """How many of so many clients may be malicious (f), given as a number or as a fraction, rounded, at least one.
+
+    Raises:
+        ValueError: fewer than 2 f + `spare` clients, too few for the rule.
+    """
+    number = byzantine if isinstance(byzantine, int) else cohort_size(byzantine, clients)
+    if clients < 2 * number + spare:
+        raise ValueError(
+            f"{rule} needs at least {2 * number + spare} clients where {number} may be malicious, got {clients}: "
+            "let more clients take part, or lower byzantine"
+        )
+    return number
 
 
 def sample_clients(share: int | float, clients: int, *, seed: int, phase: int, round: int) -> tuple[int, ...]:

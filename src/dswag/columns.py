@@ -1,11 +1,13 @@
 """The deviation columns D of the low-rank part (Algorithm 1, lines 28-30): which are kept, and how they are centred."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+from dswag.scatter import Rows
 
 CHUNK = 1 << 16
 """Elements of θ brought to float64 at a time."""
@@ -17,57 +19,58 @@ Key = tuple[int, int]
 class Columns(Protocol):
     """At most K columns [k, d] of snapshots, kept as differences to an anchor; changed in place."""
 
-    def add(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], keys: Sequence[Key]) -> None:
-        """Takes in all snapshots of one client."""
+    def reserve(self, keys: Sequence[Key]) -> Rows:
+        """Where the caller puts the differences of a client's snapshots, before anything else happens here."""
 
-    def merge(self, other: Self, shift: Float64[Tensor, "d"]) -> None:
+    def merge(self, other: Self, shift: Float[Tensor, "d"]) -> None:
         """Takes in another's, whose differences are to an anchor that lies `shift` from this one's."""
 
     def remove(self, keys: Sequence[Key]) -> None:
         """Takes out a client's. Raises ValueError where that is not possible any more; nothing changes then."""
 
-    def centred(self, mean: Float64[Tensor, "d"]) -> Float[Tensor, "k d"]:
+    def centred(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
         """New columns D, by which D Dᵀ / (k - 1) is the low-rank covariance, centred on `mean` [d]."""
 
     def within(self) -> Float[Tensor, "k d"] | None:
         """The part of each column that lies within its client: θ less its client's mean; None where not known."""
 
+    def state(self) -> dict[str, Tensor]:
+        """All that was taken in, as `Fold.state`."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on, being empty, what another with the same settings took in."""
+
 
 class LastColumns:
     """The columns of the last K snapshots by key, whatever the order in which they come: a ring, copied nowhere.
 
-    With `running`, each is centred on the mean of what had come in by then, as line 29 is printed.
+    With `running`, what comes in is centred already, on the mean by then, as line 29 is printed.
     """
 
     def __init__(self, like: Float[Tensor, "d"], rank: int, *, running: bool = False) -> None:
         self.rank = rank
         self.running = running
         self._keys: list[Key] = []  # of the column in each slot
-        self._differences = like.new_empty(rank, len(like), dtype=torch.promote_types(like.dtype, torch.float32))
+        self._differences = like.new_empty(rank, len(like))
         self._within: Tensor | None = None  # allocated once a client has several snapshots
         self._displaced = False
-        self._sum = torch.zeros_like(like, dtype=torch.float64) if running else None
-        self._count = 0
 
-    def add(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], keys: Sequence[Key]) -> None:
-        """Stores those that belong to the last K."""
-        own_mean = thetas.mean(0, dtype=self._differences.dtype) if len(thetas) > 1 else None
-        for theta, key in zip(thetas, keys, strict=True):
-            if self._sum is not None:
-                self._sum.add_(theta.double() - anchor.double())
-                self._count += 1
-            slot = self._slot(key)
-            if slot is None:
-                continue
-            torch.sub(theta, anchor, out=self._differences[slot])  # l. 29
-            if self._sum is not None:
-                self._differences[slot] -= self._sum / self._count
-            self._set_within(slot, None if own_mean is None else theta - own_mean)
+    def reserve(self, keys: Sequence[Key]) -> Rows:
+        """Slots for those that belong to the last K."""
+        if len(keys) > 1 and self._within is None and not self.running:
+            self._within = torch.zeros_like(self._differences)
+        slots = [self._slot(key) for key in keys]
+        if len(keys) == 1 and self._within is not None and slots[0] is not None:
+            self._within[slots[0]] = 0
+        return [
+            (None, None)
+            if slot is None
+            else (self._differences[slot], None if self._within is None or len(keys) == 1 else self._within[slot])
+            for slot in slots
+        ]
 
-    def merge(self, other: Self, shift: Float64[Tensor, "d"]) -> None:
+    def merge(self, other: Self, shift: Float[Tensor, "d"]) -> None:
         """Stores the other's that belong to the last K."""
-        if self.running:
-            raise ValueError('columns centred on the running mean cannot be merged: use centering="final"')
         for their_slot, key in enumerate(other._keys):
             slot = self._slot(key)
             if slot is not None:
@@ -79,7 +82,9 @@ class LastColumns:
         """Frees the columns' slots; refused once others made room for them."""
         if self.running:
             raise ValueError('columns centred on the running mean cannot be removed: use centering="final"')
-        held = [slot for slot, key in enumerate(self._keys) if key in set(keys)]
+        held = [slot for slot, key in enumerate(self._keys) if key in keys]
+        if len(held) < len(keys) and not self._displaced:
+            raise ValueError(f"nothing can be removed that was not added: {len(held)} of {len(keys)} snapshots were")
         if held and self._displaced:
             raise ValueError(
                 f"the columns of {keys[0][0]} cannot be removed: earlier columns made room for them and are gone; "
@@ -91,7 +96,7 @@ class LastColumns:
             self._within[: len(kept)] = self._within[kept]
         self._keys = [self._keys[slot] for slot in kept]
 
-    def centred(self, mean: Float64[Tensor, "d"]) -> Float[Tensor, "k d"]:
+    def centred(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
         """The columns in the order of their keys."""
         columns = self._differences[self._order()]
         return columns if self.running else columns.sub_(mean)
@@ -99,6 +104,24 @@ class LastColumns:
     def within(self) -> Float[Tensor, "k d"] | None:
         """Zero for the column of a client's only snapshot; None where every client had but one, or if running."""
         return None if self._within is None or self.running else self._within[self._order()]
+
+    def state(self) -> dict[str, Tensor]:
+        """The columns with their keys."""
+        k = len(self._keys)
+        state = {"keys": torch.tensor(self._keys).view(k, 2), "differences [d]": self._differences[:k]}
+        if self._within is not None:
+            state["within [d]"] = self._within[:k]
+        return {**state, "displaced": torch.tensor(self._displaced)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the columns of another."""
+        self._keys = [(index, number) for index, number in state["keys"].tolist()]
+        k = len(self._keys)
+        self._differences[:k] = state["differences [d]"]
+        if "within [d]" in state:
+            self._within = torch.zeros_like(self._differences)
+            self._within[:k] = state["within [d]"]
+        self._displaced = bool(state["displaced"])
 
     def _order(self) -> list[int]:
         return sorted(range(len(self._keys)), key=self._keys.__getitem__)
@@ -133,32 +156,33 @@ class PrincipalColumns:
 
     def __init__(self, like: Float[Tensor, "d"], rank: int) -> None:
         self.rank = rank
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        self._block = like.new_empty(rank, len(like), dtype=dtype)  # snapshots that have not joined yet
+        self._block = like.new_empty(rank, len(like))  # snapshots that have not joined yet
         self._waiting = 0
-        self._rows = like.new_empty(0, len(like), dtype=dtype)  # R, whose RᵀR is the scatter around the mean
+        self._rows = like.new_empty(0, len(like))  # R, whose RᵀR is the scatter around the mean
         self._mean = torch.zeros_like(like, dtype=torch.float64)
         self._count = 0
 
-    def add(self, thetas: Float[Tensor, "s d"], anchor: Float[Tensor, "d"], keys: Sequence[Key]) -> None:
-        """Takes in every snapshot."""
-        for theta in thetas:
-            torch.sub(theta, anchor, out=self._block[self._waiting])
-            self._waiting += 1
-            if self._waiting == self.rank:
-                self._join_block()
+    def reserve(self, keys: Sequence[Key]) -> Rows:
+        """A row for every snapshot; those that fill the block join the directions first."""
+        if self._waiting + len(keys) > len(self._block):
+            self._join_block()
+        if len(keys) > len(self._block):
+            self._block = self._block.new_empty(len(keys), self._block.shape[1])
+        first, self._waiting = self._waiting, self._waiting + len(keys)
+        return [(row, None) for row in self._block[first : self._waiting]]
 
-    def merge(self, other: Self, shift: Float64[Tensor, "d"]) -> None:
+    def merge(self, other: Self, shift: Float[Tensor, "d"]) -> None:
         """Joins the other's directions."""
         self._join_block()
         other._join_block()
-        self._join(other._rows, other._mean + shift, other._count)
+        if other._count:
+            self._join(other._rows, other._mean + shift, other._count)
 
     def remove(self, keys: Sequence[Key]) -> None:
         """Refused: directions of many snapshots do not come apart."""
         raise ValueError('principal columns cannot be removed: use columns="last"')
 
-    def centred(self, mean: Float64[Tensor, "d"]) -> Float[Tensor, "k d"]:
+    def centred(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
         """The directions, scaled so that D Dᵀ / (k - 1) = RᵀR / (n - 1)."""
         self._join_block()
         rows = self._rows
@@ -171,11 +195,24 @@ class PrincipalColumns:
         """Not known: directions mix clients."""
         return
 
+    def state(self) -> dict[str, Tensor]:
+        """The directions, and the snapshots that have not joined them yet."""
+        directions = {"rows": self._rows, "mean": self._mean, "count": torch.tensor(self._count)}
+        return {**directions, "block": self._block[: self._waiting]}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the directions of another."""
+        self._rows, self._mean, self._count = state["rows"].clone(), state["mean"].clone(), int(state["count"])
+        self._waiting = len(state["block"])
+        self._block[: self._waiting] = state["block"]
+
     def _join_block(self) -> None:
         if self._waiting:
             block = self._block[: self._waiting]
-            mean = block.double().mean(0)
-            self._join(block - mean.to(block.dtype), mean, self._waiting)
+            mean = torch.zeros_like(self._mean)
+            for row in block:
+                mean.add_(row, alpha=1 / len(block))
+            self._join(block.sub_(mean), mean, self._waiting)
             self._waiting = 0
 
     def _join(self, rows: Float[Tensor, "r d"], mean: Float64[Tensor, "d"], count: int) -> None:

@@ -1,6 +1,8 @@
 """The settings of a run, checked when made; the paper's symbols stand in the descriptions."""
 
+import json
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,8 +11,10 @@ import tomli_w
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from dswag.cohorts import cohort_size
+from dswag.aggregation import ROBUST
+from dswag.cohorts import cohort_size, malicious_number
 from dswag.files import write_text
+from dswag.robust_moments import SPARE
 from dswag.tasks import ClientUpdate, Part
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -41,8 +45,14 @@ class Config:
     """Phase 1: learning rate (η_l1)."""
     final_learning_rate: Rate | None = None
     """Phase 1: the learning rate falls linearly to this one in the last round; it is constant if not given."""
-    aggregation: Literal["mean", "weighted-mean"] = "mean"
-    """Phase 1: the server's Update (line 12); "weighted-mean" weighs clients by their number of examples."""
+    aggregation: Literal[
+        "mean", "weighted-mean", "median", "trimmed-mean", "geometric-median", "krum", "multi-krum"
+    ] = "mean"
+    """Phase 1: the server's Update (line 12); all but the means withstand malicious clients."""
+    byzantine: Share = 0.2
+    """Robust rules: share of the clients of an exchange that may be malicious (f); "trimmed-mean" cuts so many."""
+    clip_update: Rate | None = None
+    """Robust rules: largest norm of a client's step from θ in phase 1, before any rule; no limit if not given."""
     server_optimizer: Literal["plain", "momentum", "adagrad", "yogi", "adam"] = "plain"
     """Server update: what the server does with the step from θ to the clients' aggregate."""
     server_learning_rate: Rate = 1.0
@@ -82,6 +92,8 @@ class Config:
     """Client update: weight decay, decoupled in AdamW."""
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
     """Client update: weight of FedProx's proximal term (μ), which holds clients near the θ they start from."""
+    rate_factors: tuple[Rate, ...] = ()
+    """Client update: a factor on every learning rate of each client, in the order of the clients; all 1 if empty."""
     clip_gradient: Rate | None = None
     """Client update: largest norm of a minibatch's gradient; no limit if not given."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -91,6 +103,9 @@ class Config:
     """Phase 3: most deviation columns kept (K); 0 gives a diagonal posterior."""
     centering: Literal["final", "running"] = "final"
     """Phase 3: centre columns on the final mean, or on the running mean as line 29 prints."""
+
+    moments: Literal["mean", "trimmed", "median"] = "mean"
+    """Phase 3: "trimmed" and "median" withstand malicious explorers, in memory for all snapshots."""
 
     samples: Count = 30
     """Algorithm 2: draws from the posterior (S)."""
@@ -116,7 +131,7 @@ class Config:
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         faults = []
-        for name in ("clients_per_round", "explorers", "min_clients"):
+        for name in ("clients_per_round", "explorers", "min_clients", "byzantine"):
             try:
                 cohort_size(getattr(self, name), self.clients)
             except ValueError as error:
@@ -131,6 +146,11 @@ class Config:
             faults.append(
                 f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
             )
+        if self.rate_factors and len(self.rate_factors) != self.clients:
+            faults.append(
+                f"rate_factors must be one factor for each of the {self.clients} clients, or none at all, "
+                f"got {len(self.rate_factors)}"
+            )
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             faults.append("nesterov is a form of SGD's momentum: use optimizer sgd and a momentum above 0")
         if self.calibrate and not self.holdout:
@@ -143,9 +163,32 @@ class Config:
             faults.append(
                 "one snapshot in all gives a posterior without spread: raise explorers, cycles or snapshots_per_cycle"
             )
+        if not faults:
+            faults = self._faults_of_robust_rules()
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _faults_of_robust_rules(self) -> list[str]:
+        faults = []
+        try:
+            if self.aggregation in ROBUST:
+                ROBUST[self.aggregation].malicious(self.byzantine, cohort_size(self.clients_per_round, self.clients))
+        except ValueError as error:
+            faults.append(f"aggregation: {error}")
+        try:
+            if self.moments != "mean":
+                explorers = cohort_size(self.explorers, self.clients)
+                malicious_number(self.byzantine, explorers, spare=SPARE, rule=self.moments)
+        except ValueError as error:
+            faults.append(f"moments: {error}")
+        if self.moments != "mean" and self.centering == "running":
+            faults.append("a running mean does not withstand malicious clients: use centering final, or moments mean")
+        return faults
+
+    def decisive(self) -> dict[str, object]:
+        """The settings that a run's outcome depends on, which one that is resumed keeps."""
+        return asdict(self)
 
     @property
     def training_part(self) -> Part | None:
@@ -156,6 +199,10 @@ class Config:
     def client_update(self) -> ClientUpdate:
         """How clients train."""
         return ClientUpdate(**{field.name: getattr(self, field.name) for field in fields(ClientUpdate)})
+
+    def rate_factor(self, client: int) -> float:
+        """What the learning rates of a client are multiplied by."""
+        return self.rate_factors[client] if self.rate_factors else 1.0
 
     def enough_of(self, clients: int) -> int | None:
         """How many of so many clients must answer; None where all must."""
@@ -191,6 +238,13 @@ class Config:
         """Writes every setting that has a value to a TOML file."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
         write_text(Path(path), tomli_w.dumps(values))
+
+
+def differences(settings: Mapping[str, object], others: Mapping[str, object]) -> tuple[str, ...]:
+    """The settings in which the two differ, such as "rounds (20, not 30)"; a number and a fraction of clients do."""
+    names = [*settings, *(name for name in others if name not in settings)]
+    pairs = [(name, json.dumps(settings.get(name)), json.dumps(others.get(name))) for name in names]
+    return tuple(f"{name} ({one}, not {other})" for name, one, other in pairs if one != other)
 
 
 def _describe(fault: Any) -> str:

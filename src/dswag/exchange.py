@@ -1,28 +1,25 @@
 """One exchange with the clients: what comes back is checked, decoded and counted before it is folded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Self
 
 import torch
 from torch import Tensor
 
+from dswag import failures, faults
 from dswag.tasks import (
-    CalibrateResult,
-    CalibrateTask,
     ClientError,
+    Coordinates,
     Engine,
-    EvaluateResult,
-    EvaluateTask,
     FoldT,
     Payload,
     Result,
-    StatisticsResult,
-    StatisticsTask,
     Task,
-    TrainResult,
-    TrainTask,
     deliver,
+    prefixed,
+    spread,
+    within,
 )
 
 
@@ -40,6 +37,8 @@ class Exchange(Generic[FoldT]):
 
     fold: FoldT
     """The fold given, with every result that was let in."""
+    clients: tuple[int, ...]
+    """Those asked, also where some of them are missing."""
     missing: tuple[Missing, ...]
     bytes_down: int
     """Bytes of tensors and numbers that went to all clients together."""
@@ -70,20 +69,21 @@ def exchange(
     """
     door = _Door(fold, payload, tasks, tolerant=minimum is not None)
     engine.reduce(payload, tasks, door)
-    attempts = list(tasks)
+    attempts, errors = list(tasks), door.unanswered()
     if minimum is not None and door.count < minimum:
-        again = [task for task in tasks if task.index in door.missing]
+        again = [error.task for error in errors]
         engine.reduce(payload, again, door)
         attempts += again
-    missing = tuple(Missing(error.task.client, error.cause) for _, error in sorted(door.missing.items()))
+        errors = door.unanswered()
+    missing = tuple(Missing(error.task.client, error.cause) for error in errors)
     if minimum is not None and door.count < minimum:
         causes = "; ".join(f"client {client.client}: {client.cause}" for client in missing)
         raise TooFewClientsError(
-            f"{tasks[0].occasion} needs the results of at least {minimum} clients, got {door.count} of {len(tasks)}: "
-            f"{causes}"
+            f"{tasks[0].occasion} needs the results of at least {minimum} clients, "
+            f"got {door.count} of {len(tasks)}: {causes}"
         )
     bytes_down = len(attempts) * num_bytes(payload) + sum(map(num_bytes, attempts))
-    return Exchange(fold, missing, bytes_down, door.bytes_up)
+    return Exchange(fold, tuple(task.client for task in tasks), missing, bytes_down, door.bytes_up)
 
 
 def num_bytes(value: Any) -> int:
@@ -100,31 +100,44 @@ def num_bytes(value: Any) -> int:
 
 
 class _Door(Generic[FoldT]):
-    """A fold that lets fitting results through to another, and keeps or raises what is wrong with the others."""
+    """A fold that lets fitting answers through to another, in place, and keeps or raises the faults of the rest."""
 
     def __init__(self, fold: FoldT, payload: Payload, tasks: Sequence[Task], *, tolerant: bool) -> None:
         self.fold = fold
         self.payload = payload
         self.tasks = {task.index: task for task in tasks}
         self.tolerant = tolerant
-        self.count = 0
+        self.let_in: set[int] = set()
         self.bytes_up = 0
         self.missing: dict[int, ClientError] = {}
+        self.layers: Any = None
+
+    @property
+    def count(self) -> int:
+        """How many answers were let in."""
+        return len(self.let_in)
 
     def add(self, result: Result) -> None:
-        """Lets a result in, or refuses it."""
-        task = self.tasks[result.index]
-        fault = _fault(task, result, self.payload)
+        """Lets an answer in, or refuses it."""
+        task = self.tasks.get(result.index)
+        if task is None or result.index in self.let_in:
+            self._turn_away(result)
+            return
+        fault = faults.fault(task, result, self.payload)
+        layers = None if fault else faults.layers_of(result)
+        if self.layers is not None and layers != self.layers and not fault:
+            fault = f"its BatchNorm layers are {layers}, those of the others {self.layers}"
         if fault is not None:
             deliver(self, ClientError(task, f"its answer was refused: {fault}"))
             return
-        self.fold.add(_decoded(task, result, self.payload))
-        self.count += 1
+        self.fold.add(faults.decoded(task, result, self.payload))
+        self.layers = layers
+        self.let_in.add(result.index)
         self.bytes_up += num_bytes(result)
         self.missing.pop(result.index, None)
 
     def miss(self, error: ClientError) -> None:
-        """Takes note of a client without a result."""
+        """Takes note of a client without an answer."""
         if not self.tolerant:
             raise error
         self.missing[error.task.index] = error
@@ -132,49 +145,54 @@ class _Door(Generic[FoldT]):
     def merge(self, other: Self) -> None:
         """Takes in what another one let in."""
         self.fold.merge(other.fold)
-        self.count += other.count
+        self.let_in |= other.let_in
         self.bytes_up += other.bytes_up
-        self.missing.update(other.missing)
+        missing = {**self.missing, **other.missing}
+        self.missing = {index: error for index, error in missing.items() if index not in self.let_in}
+        self.layers = self.layers or other.layers
 
     def result(self) -> Any:
         """What the fold within came to."""
         return self.fold.result()
 
+    def empty(self) -> Self:
+        """A door to an empty fold, through which nothing came."""
+        return type(self)(self.fold.empty(), self.payload, tuple(self.tasks.values()), tolerant=self.tolerant)
 
-def _fault(task: Task, result: Result, payload: Payload) -> str | None:
-    """What is wrong with a result; None where it fits its task."""
-    if result.client != task.client:
-        return f"it is client {result.client}'s"
-    match task, result:
-        case TrainTask(), TrainResult():
-            shape = (len(task.snapshots), *payload["theta"].shape)
-            if result.thetas.shape != shape:
-                return f"snapshots must have shape {list(shape)}, got {list(result.thetas.shape)}"
-            numbers = [result.thetas, result.loss]
-            if result.num_examples < 1:
-                return f"it counts {result.num_examples} examples"
-        case StatisticsTask(), StatisticsResult():
-            expected = sum(draws.count for draws in task.draws) or 1
-            if len(result.statistics) != expected:
-                return f"expected statistics of {expected} draws, got {len(result.statistics)}"
-            numbers = [s for draw in result.statistics for seen in draw.values() for s in (seen.mean, seen.scatter)]
-        case EvaluateTask(), EvaluateResult():
-            numbers = [result.loss_sum]
-        case CalibrateTask(), CalibrateResult():
-            grid = (len(task.draws), len(task.temperatures))
-            if result.gains.shape != grid or result.squares.shape != grid:
-                return f"gains must have shape {list(grid)}, got {list(result.gains.shape)}"
-            numbers = [result.gains, result.squares]
-        case _:
-            return f"a {type(task).__name__} was answered by a {type(result).__name__}"
-    if not all(torch.isfinite(torch.as_tensor(number).sum()) for number in numbers):
-        return "it is not finite"
-    return None
+    def state(self) -> dict[str, Tensor]:
+        """What the fold within took in, and who came or did not."""
+        return {
+            **prefixed("fold", self.fold.state()),
+            "let_in": torch.tensor(sorted(self.let_in), dtype=torch.int64),
+            "bytes_up": torch.tensor(self.bytes_up),
+            "missing": failures.packed(self.missing.values()),
+        }
 
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on what came through another."""
+        self.fold.load(within("fold", state))
+        self.let_in = set(state["let_in"].tolist())
+        self.bytes_up = int(state["bytes_up"])
+        errors = failures.unpacked(state["missing"], tuple(self.tasks.values()))
+        self.missing = {error.task.index: error for error in errors}
 
-def _decoded(task: Task, result: Result, payload: Payload) -> Result:
-    """The result with the snapshots themselves, where differences to the payload's θ came."""
-    if isinstance(task, TrainTask) and isinstance(result, TrainResult) and task.upload == "bfloat16":
-        theta = payload["theta"]
-        return replace(result, thetas=theta + result.thetas.to(theta.dtype))
-    return result
+    def spread(self, coordinates: Coordinates) -> None:
+        """Tells the fold within."""
+        spread(self.fold, coordinates)
+
+    def unanswered(self) -> list[ClientError]:
+        """For each task without an answer why, in their order; none where every client must answer."""
+        left = [task for index, task in self.tasks.items() if index not in self.let_in]
+        errors = [self.missing.get(task.index) or ClientError(task, "no answer came") for task in left]
+        if errors and not self.tolerant:
+            raise errors[0]
+        return errors
+
+    def _turn_away(self, result: Result) -> None:
+        """An answer to no task, or a second one to the same, changes nothing."""
+        if self.tolerant:
+            return
+        reason = "it had answered before" if result.index in self.tasks else f"there is no task {result.index}"
+        first = next(iter(self.tasks.values()))
+        stray = Task(index=result.index, client=result.client, occasion=first.occasion)
+        raise ClientError(stray, f"its answer was refused: {reason}")

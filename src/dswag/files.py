@@ -7,13 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+
+class SaveError(OSError):
+    """A file that cannot be written; what it held before, it holds still."""
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     """A temporary path beside `path`; what is written there takes its place when the context ends without error.
 
     The content is flushed to disk before the rename. After an error `path` is as it was and no temporary file is left.
-    Permissions are those that `open` would leave: of the file replaced, or for a new one by the umask.
+    Permissions are those that `open` would leave: of the file replaced, or for a new one by the umask. The old content
+    goes to `keep`, where that is given; a process that dies just then leaves it there alone.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -23,9 +30,27 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed while they replaced `path` left beside it."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def saving(path: Path, advice: str) -> Iterator[None]:
+    """A failure to write `path` within, such as a full disk, is a `SaveError` that names it and says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SaveError(f"{path} cannot be written ({reason}): {advice}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,21 +4,25 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from dswag import batch_norm
 from dswag.data import holdout
 from dswag.data.examples import ClientData
+from dswag.divergence import has_diverged
 from dswag.evaluation.temperature import temper
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.randomness import DrawFrom, derive_seed
+from dswag.sampling import GROUP
 from dswag.tasks import (
     CalibrateResult,
     CalibrateTask,
@@ -118,17 +122,26 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     step = _Step(task.update, workspace, generator)
     start = workspace.theta.clone() if task.upload == "bfloat16" else None
     snapshots = []
-    loss = math.nan
+    loss, first_loss = math.nan, None
     for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
         loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
         for inputs, targets in data.batches(task.update.batch_size, generator=generator, augment=True):
             workspace.check_time(task, epoch=epoch)
-            loss_sum += len(targets) * step(inputs, targets, rate)  # l. 8-9, 20-21
+            batch_loss = step(inputs, targets, rate)  # l. 8-9, 20-21
+            first_loss = batch_loss if first_loss is None else first_loss
+            loss_sum += len(targets) * batch_loss
             num_seen += len(targets)
         loss = float(loss_sum) / num_seen
         if not (math.isfinite(loss) and torch.isfinite(workspace.theta.sum())):
             cause = f"loss is {loss:g}" if not math.isfinite(loss) else "weights are not finite"
             raise ClientError(task, f"{cause} (learning rate {rate:g})", epoch=epoch)
+        if first_loss is not None and has_diverged(loss, float(first_loss)):
+            raise ClientError(
+                task,
+                f"loss is {loss:g}, after {first_loss:g} in the first minibatch (learning rate {rate:g}): "
+                "lower the learning rate, or set clip_gradient",
+                epoch=epoch,
+            )
         if epoch in task.snapshots:
             theta = workspace.theta
             snapshots.append(theta.clone() if start is None else (theta - start).bfloat16())
@@ -141,12 +154,9 @@ class _Step:
     """One step of the optimizer on the flat θ from one minibatch, in place; keeps the optimizer's state."""
 
     def __init__(self, update: ClientUpdate, workspace: Workspace, generator: torch.Generator) -> None:
-        self.theta = nn.Parameter(workspace.theta)
-        self.theta.grad = workspace.gradient
-        self.optimizer = _optimizer(update, self.theta)
+        self.descend = _descent(update, workspace.theta, workspace.gradient)
         self.update = update
         self.start = workspace.theta.clone() if update.proximal else None
-        self.autocast = update.precision == "bfloat16"
         self.workspace = workspace
         self.randomness = DrawFrom(generator)
 
@@ -155,10 +165,7 @@ class _Step:
         workspace = self.workspace
         workspace.gradient.zero_()
         targets = targets.to(workspace.device, non_blocking=True)
-        with (
-            self.randomness if workspace.draws_randomly else nullcontext(),
-            torch.autocast(workspace.device.type, torch.bfloat16, enabled=self.autocast),
-        ):
+        with self.randomness if workspace.draws_randomly else nullcontext(), self._precision():
             loss = workspace.loss(workspace.module(workspace.place(inputs)), targets)
         workspace.draws_randomly = self.randomness.used
         loss.backward()  # type: ignore[no-untyped-call]
@@ -166,22 +173,54 @@ class _Step:
             workspace.gradient.add_(workspace.theta, alpha=self.update.proximal)
             workspace.gradient.sub_(self.start, alpha=self.update.proximal)
         if self.update.clip_gradient is not None:
-            nn.utils.clip_grad_norm_(self.theta, self.update.clip_gradient)
-        self.optimizer.param_groups[0]["lr"] = rate
-        self.optimizer.step()
+            _shorten(workspace.gradient, self.update.clip_gradient)
+        self.descend(rate)
         return loss.detach()
 
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.update.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.workspace.device.type, torch.bfloat16)
 
-def _optimizer(update: ClientUpdate, theta: nn.Parameter) -> torch.optim.Optimizer:
+
+def _shorten(gradient: Float[Tensor, "d"], longest: float) -> None:
+    """Scales the gradient to this norm, in place, where it is longer."""
+    gradient.mul_((longest / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_max(1))
+
+
+def _descent(update: ClientUpdate, theta: Float[Tensor, "d"], gradient: Float[Tensor, "d"]) -> Callable[[float], None]:
+    """What takes a step from the gradient at a learning rate, in place; it keeps the optimizer's state.
+
+    SGD without the optimizer around it, which costs a tenth of a small network's step.
+    """
     if update.optimizer == "adamw":
-        return torch.optim.AdamW([theta], betas=(update.momentum, 0.999), weight_decay=update.weight_decay, fused=True)
-    return torch.optim.SGD(
-        [theta],
-        momentum=update.momentum,
-        nesterov=update.nesterov,
-        weight_decay=update.weight_decay,
-        fused=True,
-    )
+        parameter = nn.Parameter(theta)
+        parameter.grad = gradient
+        betas = (update.momentum, 0.999)
+        optimizer = torch.optim.AdamW([parameter], betas=betas, weight_decay=update.weight_decay, fused=True)
+
+        def adamw(rate: float) -> None:
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+
+        return adamw
+    momenta: list[Tensor | None] = [None]
+
+    def descend(rate: float) -> None:
+        sgd(
+            [theta],
+            [gradient],
+            momenta,
+            lr=rate,
+            momentum=update.momentum,
+            nesterov=update.nesterov,
+            weight_decay=update.weight_decay,
+            dampening=0.0,
+            maximize=False,
+            fused=True,
+        )
+
+    return descend
 
 
 def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspace: Workspace) -> StatisticsResult:
@@ -275,14 +314,17 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
 
 
 def thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
-    """The payload's θ, or the draws from its posterior, one at a time."""
+    """The payload's θ, or the draws from its posterior, of which a few are held at a time."""
     if not groups:
         yield payload["theta"]
     for draws in groups:
         scales = {"within_scale": draws.within_scale, "between_scale": draws.between_scale}
         posterior = GaussianPosterior.from_tensors(payload, **scales)
-        for number in range(draws.first, draws.first + draws.count):
-            yield posterior.sample(draws.seed, first=number, kind=draws.kind, scale=draws.scale)[0]
+        end = draws.first + draws.count
+        for first in range(draws.first, end, GROUP):  # as fast as one of them alone
+            yield from posterior.sample(
+                draws.seed, min(GROUP, end - first), first=first, kind=draws.kind, scale=draws.scale
+            )
 
 
 def _part(data: ClientData, task: Task) -> ClientData:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,9 @@ from dswag.tasks import Draws, Engine, Kind, Payload
 from dswag.threads import default_workers, ordered_map
 
 Posterior = GaussianPosterior | MixturePosterior
+
+AHEAD = 8
+"""Batches of an iterable that are held at a time, which share the cost of making the draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,10 @@ class Predictive:
         The sum of the other two, unless the probabilities were tempered.
         """
         return _entropy(self.probabilities)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What it was made of, each with a row for every example."""
+        return self.probabilities, self.expected_entropy, self.mutual_information, self.variance
 
     def tempered(self, temperature: float) -> "Predictive":
         """The same with the probabilities softer (above 1) or sharper (below 1)."""
@@ -64,7 +72,8 @@ def predictive(
     Args:
         model: gives logits [b, c]; it is copied, not changed.
         posterior: over the model's parameters, or a subset of them; the rest stays as it is in the model.
-        inputs: [n, ...], or an iterable of batches of inputs or of (inputs, targets), such as a DataLoader.
+        inputs: [n, ...], or an iterable of batches of inputs or of (inputs, targets), such as a DataLoader; of those
+            a few are held at a time.
         samples: S.
         seed: the draws are a function of it.
         kind: "swag", "diagonal" or "low_rank" draws; "mean" predicts with the mean alone.
@@ -77,8 +86,17 @@ def predictive(
     Raises:
         ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
     """
-    members = draws_of(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)  # l. 2-3
-    return _average(model, members, inputs, batch_size).tempered(posterior.temperature)  # l. 1, 4-6
+    members = draws_of(
+        model,
+        posterior,
+        samples=samples,
+        seed=seed,
+        kind=kind,
+        scale=scale,
+        engine=engine,
+        batch_norm_examples=batch_norm_examples,
+    )  # l. 2-3
+    return joined(_averages(model, members, inputs, batch_size)).tempered(posterior.temperature)  # l. 1, 4-6
 
 
 def predict(
@@ -86,6 +104,24 @@ def predict(
 ) -> Float[Tensor, "n c"]:
     """The mean probabilities p(y*|Data) [n, c]; takes what `predictive` takes."""
     return predictive(model, posterior, inputs, **options).probabilities
+
+
+def predictive_stream(
+    model: nn.Module, posterior: Posterior, batches: Iterable[Any], **options: Any
+) -> Iterator[Predictive]:
+    """The predictive distribution of each batch in turn, in memory for a few batches, however many there are.
+
+    Takes what `predictive` takes. Batches are read AHEAD at a time and all draws made anew for each such group: keeping
+    them would take memory for S times θ, and going through the batches once a draw would need a source that gives the
+    same ones every time, as a shuffled loader does not.
+    """
+    members = draws_of(model, posterior, **options)
+    averages = _averages(model, members, batches, batch_size=1)
+    return (
+        Predictive(*of_batch).tempered(posterior.temperature)
+        for average, sizes in averages
+        for of_batch in zip(*(torch.split(tensor, sizes) for tensor in average.tensors()), strict=True)
+    )
 
 
 def ensemble(
@@ -107,7 +143,7 @@ def ensemble(
     def payload(i: int) -> Payload:
         return {"theta": thetas[i], **statistics[i]}
 
-    return _average(model, Members(layout or Layout.of(model), len(thetas), payload), inputs, batch_size)
+    return joined(_averages(model, Members(layout or Layout.of(model), len(thetas), payload), inputs, batch_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +158,13 @@ class Members:
 def draws_of(
     model: nn.Module,
     posterior: Posterior,
-    samples: int,
-    seed: int,
-    kind: Kind | Literal["mean"],
-    scale: float,
-    engine: Engine | None,
-    batch_norm_examples: int | None,
+    *,
+    samples: int = 30,
+    seed: int = 0,
+    kind: Kind | Literal["mean"] = "swag",
+    scale: float = 1.0,
+    engine: Engine | None = None,
+    batch_norm_examples: int | None = None,
 ) -> Members:
     """Lines 1 to 3: S draws, and their BatchNorm statistics; the mean is one draw that is known."""
     layout = _layout(model, posterior)
@@ -152,17 +189,29 @@ def draws_of(
     return Members(layout, samples, payload)
 
 
-def _average(model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], batch_size: int) -> Predictive:
-    """Lines 4 to 6: mean probabilities and mean entropy over the members, added up in their order."""
-    total = total_entropy = torch.zeros(())
-    squares = torch.zeros((), dtype=torch.float64)
-    for (probabilities,) in outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
-        total = total + probabilities  # l. 4
-        total_entropy = total_entropy + _entropy(probabilities)
-        squares = squares + probabilities.double().square()
-    mean, expected_entropy = total / members.count, total_entropy / members.count
-    variance = (squares / members.count - mean.double().square()).clamp_min(0).float()
-    return Predictive(mean, expected_entropy, (_entropy(mean) - expected_entropy).clamp_min(0), variance)  # l. 6
+def _averages(
+    model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], batch_size: int
+) -> Iterator[tuple[Predictive, list[int]]]:
+    """Lines 4 to 6 for a few batches at a time: averages over the members, in their order; and the batches' sizes."""
+    for outcomes in outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
+        total = total_entropy = torch.zeros(())
+        squares = torch.zeros((), dtype=torch.float64)
+        sizes: list[int] = []
+        for parts in outcomes:
+            sizes = [len(part) for (part,) in parts]
+            probabilities = torch.cat([part for (part,) in parts])
+            total = total + probabilities  # l. 4
+            total_entropy = total_entropy + _entropy(probabilities)
+            squares = squares + probabilities.double().square()
+        mean, expected_entropy = total / members.count, total_entropy / members.count
+        variance = (squares / members.count - mean.double().square()).clamp_min(0).float()
+        mutual_information = (_entropy(mean) - expected_entropy).clamp_min(0)
+        yield Predictive(mean, expected_entropy, mutual_information, variance), sizes  # l. 6
+
+
+def joined(averages: Iterable[tuple[Predictive, list[int]]]) -> Predictive:
+    """The predictive distribution of all examples."""
+    return Predictive(*map(torch.cat, zip(*(average.tensors() for average, _ in averages), strict=True)))
 
 
 def outputs(
@@ -171,22 +220,25 @@ def outputs(
     inputs: Tensor | Iterable[Any],
     batch_size: int,
     read: Callable[[Any], tuple[Tensor, ...]],
-) -> Iterator[tuple[Tensor, ...]]:
-    """What is read off the model's outputs for all inputs, with each member's weights in turn (lines 1 and 5).
+) -> Iterator[Iterator[list[tuple[Tensor, ...]]]]:
+    """For a few batches at a time: what is read off the model's outputs for each with every member's weights in turn.
 
-    Several members are at work at a time, but no more than two for each thread are held.
+    Several members are at work at a time, but no more than two for each thread are held (lines 1 and 5).
     """
-    batches = _batches(inputs, batch_size)
-
-    def predict_with(workspace: Workspace, i: int) -> tuple[Tensor, ...]:
-        workspace.load(members.payload(i))
-        workspace.module.eval()
-        with torch.inference_mode():
-            parts = [read(workspace.module(workspace.place(batch))) for batch in batches]
-            return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
-
     workspaces = [Workspace(model, layout=members.layout) for _ in range(min(members.count, default_workers()))]
-    return ordered_map(predict_with, workspaces, range(members.count))
+
+    def of_members(batches: Sequence[Any]) -> Iterator[list[tuple[Tensor, ...]]]:
+        def predict_with(workspace: Workspace, i: int) -> list[tuple[Tensor, ...]]:
+            workspace.load(members.payload(i))
+            workspace.module.eval()
+            with torch.inference_mode():
+                return [read(workspace.module(workspace.place(batch))) for batch in batches]
+
+        return ordered_map(predict_with, workspaces, range(members.count))
+
+    for batches in _groups(inputs, batch_size):
+        yield of_members(batches)
+        del batches  # before the next are read
 
 
 def _layout(model: nn.Module, posterior: Posterior) -> Layout:
@@ -215,14 +267,20 @@ def _refresh(
     return batch_norm.refresh(engine, payload, seed=draws.seed, max_examples=max_examples, draws=(draws,))
 
 
-def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Sequence[Any]:
+def _groups(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Sequence[Any]]:
+    """Batches, AHEAD at a time; all at once where they are in memory already."""
     if isinstance(inputs, Tensor):
-        batches: Sequence[Any] = torch.split(inputs, batch_size)
+        groups = iter([torch.split(inputs, batch_size)] if len(inputs) else [])
     else:
-        batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in inputs]
-    if not len(batches) or (isinstance(inputs, Tensor) and not len(inputs)):
+        batches = (batch[0] if isinstance(batch, tuple | list) else batch for batch in inputs)
+        groups = iter(lambda: tuple(islice(batches, AHEAD)), ())
+    found = False
+    for group in groups:
+        found = True
+        yield group
+        del group  # before the next is read
+    if not found:
         raise ValueError("there are no inputs to predict")
-    return batches
 
 
 def _probabilities(logits: Any) -> Float[Tensor, "b c"]:

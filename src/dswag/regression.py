@@ -52,15 +52,32 @@ def regression(
     """
     if noise is not None and not noise >= 0:
         raise ValueError(f"noise is a variance and must be at least 0, got {noise}")
-    members = draws_of(model, posterior, samples, seed, kind, scale, engine, batch_norm_examples)
+    members = draws_of(
+        model,
+        posterior,
+        samples=samples,
+        seed=seed,
+        kind=kind,
+        scale=scale,
+        engine=engine,
+        batch_norm_examples=batch_norm_examples,
+    )
+    groups = outputs(model, members, inputs, batch_size, lambda output: _mean_and_noise(output, noise))
+    return Regression(*map(torch.cat, zip(*(_moments(outcomes) for outcomes in groups), strict=True)))
+
+
+def _moments(outcomes: Iterable[list[tuple[Tensor, ...]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, noise variance and model variance of some examples, over the draws."""
+    count = 0
     mean = scatter = variance = torch.zeros((), dtype=torch.float64)
-    predictions = outputs(model, members, inputs, batch_size, lambda output: _mean_and_noise(output, noise))
-    for count, (predicted, own_variance) in enumerate(predictions, start=1):
+    for parts in outcomes:
+        predicted, own_variance = map(torch.cat, zip(*parts, strict=True))
+        count += 1
         step = predicted - mean
         mean = mean + step / count
         scatter = scatter + step * (predicted - mean)
         variance = variance + (own_variance - variance) / count
-    return Regression(mean.float(), variance.float(), (scatter / members.count).float())
+    return mean.float(), variance.float(), (scatter / count).float()
 
 
 def _mean_and_noise(output: Any, noise: float | None) -> tuple[Tensor, Tensor]:

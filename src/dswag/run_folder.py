@@ -1,27 +1,22 @@
 """The folder of a run: settings, partition, history, checkpoint, posterior, metrics and report, each in one file."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from jaxtyping import Float
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
+from dswag.checkpoint import Checkpoint, before
 from dswag.config import Config, ConfigError
 from dswag.data.class_counts import ClassCounts
-from dswag.evaluation.calibration import Reliability
-from dswag.evaluation.metrics import Scores
-from dswag.files import replacing, write_text
-from dswag.parameters import Layout
+from dswag.files import remove_leftovers, saving, write_text
 from dswag.posterior import GaussianPosterior
+from dswag.records import ExploreRecord, Metrics, RoundRecord
 
 CONFIG = "config.toml"
 PARTITION = "partition.json"
@@ -30,53 +25,14 @@ CHECKPOINT = "checkpoint.safetensors"
 POSTERIOR = "posterior.safetensors"
 METRICS = "metrics.json"
 REPORT = "report.html"
+ANSWERS = "explorers"
 FILES = (CONFIG, PARTITION, HISTORY, CHECKPOINT, POSTERIOR, METRICS, REPORT)
-
-_CHECKPOINT_FORMAT = "dswag-checkpoint"
-_CHECKPOINT_VERSION = 1
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class RunFolderError(ValueError):
     """A folder that cannot hold a run, or a part of a run that is missing, damaged or not of this run."""
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """A line of the history: one round of phase 1."""
-
-    round: int
-    """From 1."""
-    loss: float
-    seconds: float
-    """What the round took, without what was measured after it."""
-    clients: tuple[int, ...]
-    test_accuracy: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """Where phase 1 stands: θ after a complete round."""
-
-    theta: Float[Tensor, "d"]
-    layout: Layout
-    round: int
-    """Rounds done."""
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """How good the methods of a run are on the test set."""
-
-    scores: Mapping[str, Scores]
-    """By method, in the order in which they are shown."""
-    reliability: Mapping[str, Reliability]
-    samples: int
-    scale: float
-    seconds: Mapping[str, float]
-    """What each part of the run took."""
-    environment: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -102,8 +58,11 @@ class RunFolder:
                 )
             for name in present:
                 (path / name).unlink()
+            folder = cls(path)
+            folder.remove_answers()
+            folder.remove_leftovers()
             config.to_toml(path / CONFIG)
-        return cls(path)
+        return folder
 
     @classmethod
     def create_next(cls, parent: str | Path, name: str, config: Config) -> Self:
@@ -142,7 +101,8 @@ class RunFolder:
 
     def save_partition(self, counts: ClassCounts) -> None:
         """Writes how many examples of each class each client has."""
-        write_text(self.path / PARTITION, json.dumps(asdict(counts)) + "\n")
+        with self._saving(PARTITION) as path:
+            write_text(path, json.dumps(asdict(counts)) + "\n")
 
     def partition(self) -> ClassCounts | None:
         """How many examples of each class each client has; None for a run that has not started.
@@ -153,10 +113,12 @@ class RunFolder:
         path = self.path / PARTITION
         return _read_json(path.read_bytes(), ClassCounts, str(path)) if path.exists() else None
 
-    def save_history(self, history: Sequence[RoundRecord]) -> None:
-        """Writes a line for each round."""
-        lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in history]
-        write_text(self.path / HISTORY, "".join(lines))
+    def save_history(self, rounds: Sequence[RoundRecord], exploration: ExploreRecord | None = None) -> None:
+        """Writes a line for each round, and one for phase 2 where it is done."""
+        records: list[RoundRecord | ExploreRecord] = [*rounds, *([] if exploration is None else [exploration])]
+        lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in records]
+        with self._saving(HISTORY) as path:
+            write_text(path, "".join(lines))
 
     def history(self) -> tuple[RoundRecord, ...]:
         """The rounds done; none where phase 1 did not come that far.
@@ -164,48 +126,64 @@ class RunFolder:
         Raises:
             RunFolderError: a line that is cut off or no round; it is named.
         """
-        path = self.path / HISTORY
-        if not path.exists():
-            return ()
-        lines = path.read_bytes().splitlines()
-        return tuple(_read_json(line, RoundRecord, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+        return tuple(record for record in self._records() if isinstance(record, RoundRecord))
+
+    def exploration(self) -> ExploreRecord | None:
+        """What phase 2 took; None where it is not done. Raises as `history` does."""
+        return next((record for record in self._records() if isinstance(record, ExploreRecord)), None)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Writes θ, with the number of rounds and the layout as metadata."""
-        described = {
-            "format": _CHECKPOINT_FORMAT,
-            "format_version": str(_CHECKPOINT_VERSION),
-            "dswag_version": version("dswag"),
-            "round": str(checkpoint.round),
-            "layout": json.dumps([checkpoint.layout.names, checkpoint.layout.shapes]),
-        }
-        with replacing(self.path / CHECKPOINT) as temporary:
-            save_file({"theta": checkpoint.theta.contiguous()}, temporary, described)
+        """Writes where phase 1 stands, and keeps the checkpoint before."""
+        with self._saving(CHECKPOINT) as path:
+            checkpoint.save(path)
 
     def checkpoint(self) -> Checkpoint:
         """Where phase 1 stands.
 
         Raises:
-            RunFolderError: no round was completed, or a file that is damaged, foreign or of a newer format.
+            RunFolderError: no round was completed.
+            CheckpointError: a file that is damaged, foreign or of a newer format.
         """
-        path = self._existing(CHECKPOINT, "no round of phase 1 was completed: train again")
-        try:
-            with safe_open(path, framework="pt") as file:
-                described = file.metadata() or {}
-                _check_checkpoint(path, described)
-                names, shapes = json.loads(described["layout"])
-                layout = Layout(tuple(names), tuple(map(tuple, shapes)))
-                theta = file.get_tensor("theta")
-            layout.check(theta)
-            return Checkpoint(theta, layout, int(described["round"]))
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, RunFolderError):
-                raise
-            raise RunFolderError(f"{path} is truncated, damaged or no checkpoint: {error}") from error
+        return Checkpoint.load(self._existing(CHECKPOINT, "no round of phase 1 was completed: train again"))
+
+    def latest_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
+        """From where to go on, and why not from a newer one; None for the start. Raises as `Checkpoint.latest` does."""
+        return Checkpoint.latest(self.path / CHECKPOINT)
+
+    def rounds_before(self, checkpoint: Checkpoint | None) -> tuple[RoundRecord, ...]:
+        """The history up to the checkpoint; it is saved before the checkpoint is, so it may tell of later rounds.
+
+        Raises:
+            RunFolderError: a history that is damaged, or tells of fewer rounds.
+        """
+        rounds = 0 if checkpoint is None else checkpoint.server.round
+        history = self.history() if rounds else ()
+        if len(history) < rounds:
+            raise RunFolderError(
+                f"{self.path / HISTORY} tells of {len(history)} rounds, the checkpoint is of round {rounds}: "
+                "put back the history that belongs to it, or train from the start again"
+            )
+        return history[:rounds]
+
+    @property
+    def answers(self) -> Path:
+        """The folder for what explorers answered, while phase 2 is not done or scored."""
+        return self.path / ANSWERS
+
+    def remove_leftovers(self) -> None:
+        """Removes what a process left that was killed while it wrote."""
+        for name in FILES:
+            remove_leftovers(self.path / name)
+
+    def remove_answers(self) -> None:
+        """Removes what only serves to resume a run: the explorers' answers, and the checkpoint before the last."""
+        shutil.rmtree(self.answers, ignore_errors=True)
+        before(self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def save_posterior(self, posterior: GaussianPosterior) -> None:
         """Writes what Algorithm 1 returned."""
-        posterior.save(self.path / POSTERIOR)
+        with self._saving(POSTERIOR) as path:
+            posterior.save(path)
 
     def has_posterior(self) -> bool:
         """Whether phase 2 came far enough for a posterior."""
@@ -222,7 +200,8 @@ class RunFolder:
 
     def save_metrics(self, metrics: Metrics) -> None:
         """Writes the scores of all methods."""
-        write_text(self.path / METRICS, json.dumps(asdict(metrics), indent=2, allow_nan=False) + "\n")
+        with self._saving(METRICS) as path:
+            write_text(path, json.dumps(asdict(metrics), indent=2, allow_nan=False) + "\n")
 
     def metrics(self) -> Metrics | None:
         """The scores of all methods; None where the run has not been evaluated.
@@ -235,13 +214,53 @@ class RunFolder:
 
     def save_report(self, html: str) -> Path:
         """Writes the page, and returns where."""
-        write_text(self.path / REPORT, html)
-        return self.path / REPORT
+        with self._saving(REPORT) as path:
+            write_text(path, html)
+        return path
 
     def _existing(self, name: str, otherwise: str) -> Path:
         if not (self.path / name).is_file():
             raise RunFolderError(f"{self.path} has no {name}: {otherwise}")
         return self.path / name
+
+    def _records(self) -> Iterator[RoundRecord | ExploreRecord]:
+        path = self.path / HISTORY
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        for number, line in enumerate(lines, 1):
+            kind = ExploreRecord if b'"phase": 2' in line else RoundRecord
+            yield _read_json(line, kind, f"{path}, line {number}")
+
+    @contextmanager
+    def _saving(self, name: str) -> Iterator[Path]:
+        """Where to write the file; the one place where a run's files are written after its start."""
+        advice = f"free the disk or the folder, then go on with: dswag train --resume {self.path}"
+        with saving(self.path / name, advice):
+            yield self.path / name
+
+
+class Unwritten(RunFolder):
+    """The folder of a run that another process writes: nothing is saved, what is there can be read."""
+
+    def save_partition(self, counts: ClassCounts) -> None:
+        """Leaves it to the other."""
+
+    def save_history(self, rounds: Sequence[RoundRecord], exploration: ExploreRecord | None = None) -> None:
+        """Leaves it to the other."""
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Leaves it to the other."""
+
+    def save_posterior(self, posterior: GaussianPosterior) -> None:
+        """Leaves it to the other."""
+
+    def save_metrics(self, metrics: Metrics) -> None:
+        """Leaves it to the other."""
+
+    def remove_leftovers(self) -> None:
+        """Leaves it to the other."""
+
+    def remove_answers(self) -> None:
+        """Leaves it to the other."""
 
 
 @contextmanager
@@ -252,18 +271,6 @@ def _writable(path: Path) -> Iterator[None]:
         raise RunFolderError(
             f"{path} cannot be written to ({error.strerror}): choose another folder for the run"
         ) from error
-
-
-def _check_checkpoint(path: Path, described: Mapping[str, str]) -> None:
-    if described.get("format") != _CHECKPOINT_FORMAT:
-        raise RunFolderError(
-            f"{path} is no dswag checkpoint: expected format {_CHECKPOINT_FORMAT}, got {described.get('format')}"
-        )
-    if int(described["format_version"]) > _CHECKPOINT_VERSION:
-        raise RunFolderError(
-            f"{path} has format version {described['format_version']}, this dswag reads up to {_CHECKPOINT_VERSION}: "
-            f"install dswag {described.get('dswag_version', '')} or newer"
-        )
 
 
 def _read_json(text: bytes, kind: type[Any], where: str) -> Any:

@@ -5,68 +5,87 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dswag.randomness import generator_for
-from dswag.threads import computing_with, default_workers, ordered_map
+from dswag.threads import default_workers, ordered_map
 
 BLOCK = 1 << 17
-"""Elements of θ drawn from one generator: part of what a draw is a function of, so never changed."""
+"""Elements of θ drawn from one generator, and by one thread."""
 
-CHUNK = 1 << 13
-"""Elements whose K columns stay in the processor's cache while several draws use them."""
+CHUNK = 1 << 14
+"""Elements whose draws and K columns stay in the processor's cache together."""
+
+GROUP = 5
+"""Draws whose low-rank parts are one matrix product."""
+
+# A draw is a function of these numbers too, so they are never changed.
 
 Parts = Callable[[slice], tuple[Float[Tensor, "p"] | None, Float[Tensor, "k p"] | None]]
 """Standard deviations and columns of a part of θ; None for a part of the covariance that is not drawn from."""
 
 
 def draw(
-    mean: Float[Tensor, "d"], parts: Parts, k: int, *, weight: float, seed: int, first: int, n: int
-) -> Float[Tensor, "n d"]:
-    """Draws `first` to `first + n - 1` of the seed, mean + std z₁ + `weight` columnsᵀ z₂, one z₂ [k] for all of θ.
+    mean: Float[Tensor, "d"], parts: Parts, k: int, *, weight: float, seed: int, first: int, out: Float[Tensor, "n d"]
+) -> None:
+    """Fills `out` with draws `first` to `first + n - 1` of the seed: mean + std z₁ + `weight` columnsᵀ z₂.
 
-    Each draw is a function of its number and the seed, bit for bit on one type of machine, also of how many others are
-    drawn with it: z₁ comes from one generator for each block, and a chunk's columns are applied draw by draw.
+    There is one z₂ [k] a draw for all of θ, and z₁ comes from one generator a draw and block. A draw is a function of
+    its number and the seed, bit for bit on one type of machine, however many others are drawn with it: since a matrix
+    product may round otherwise for another number of rows, each has GROUP, and those not asked for are zero.
     """
-    draws = mean.new_empty(n, len(mean))
-    z2 = mean.new_empty(n, k)
-    has_diagonal = parts(slice(0, 0))[0] is not None
-    for row in range(n):
-        _fill_normal(z2[row], seed, first + row)
+    d = len(mean)
+    z2 = _low_rank_normals(mean, k, seed, first, len(out)).mul_(weight)
+    numbers = range(first, first + len(out))
 
     def fill(_: None, block: int) -> None:
-        start, stop = block * BLOCK, min((block + 1) * BLOCK, len(mean))
-        for row in range(n):
-            if has_diagonal:
-                _fill_normal(draws[row, start:stop], seed, first + row, block)
-        for begin in range(start, stop, CHUNK):
+        generators = [generator_for(seed, number, block) for number in numbers]
+        buffer = mean.new_empty(GROUP, CHUNK)
+        stop = min((block + 1) * BLOCK, d)
+        for begin in range(block * BLOCK, stop, CHUNK):
             part = slice(begin, min(begin + CHUNK, stop))
-            _finish(draws[:, part], mean[part], *parts(part), z2, weight)
+            std, columns = parts(part)
+            rows = out[:, part]
+            if std is None:
+                rows.copy_(mean[part])
+            else:
+                for row, generator in zip(rows, generators, strict=True):
+                    _fill_normal(row, generator)
+                torch.addcmul(mean[part], rows, std, out=rows)
+            if columns is not None:
+                _add_low_rank(rows, columns, z2, first % GROUP, buffer[:, : rows.shape[1]])
 
-    blocks = range(math.ceil(len(mean) / BLOCK))
-    if len(blocks) == 1:  # not worth a pool
-        with computing_with(1):
-            fill(None, 0)
-    else:
-        for _ in ordered_map(fill, [None] * min(default_workers(), len(blocks)), blocks):
-            pass
-    return draws
-
-
-def _finish(out: Tensor, mean: Tensor, std: Tensor | None, columns: Tensor | None, z2: Tensor, weight: float) -> None:
-    """Turns rows of z₁ into rows of θ, in place, for one part of θ."""
-    for row, values in enumerate(out):
-        if std is None:
-            values.copy_(mean)
-        else:
-            values.mul_(std).add_(mean)
-        if columns is not None:
-            torch.addmv(values, columns.T, z2[row], alpha=weight, out=values)
+    blocks = range(math.ceil(d / BLOCK))
+    for _ in ordered_map(fill, [None] * min(default_workers(), len(blocks)), blocks):
+        pass
 
 
-def _fill_normal(out: Tensor, *path: int) -> None:
-    """Fills a vector with standard normal values, a function of the path alone: of the CPU's generator, in float32."""
+def _low_rank_normals(like: Tensor, k: int, seed: int, first: int, n: int) -> Float[Tensor, "m g k"]:
+    """z₂ of each draw, at its place in whole groups."""
+    before = first % GROUP
+    z2 = like.new_zeros(math.ceil((before + n) / GROUP), GROUP, k)
+    for number, row in enumerate(z2.flatten(0, 1)[before : before + n], start=first):
+        _fill_normal(row, generator_for(seed, number))
+    return z2
+
+
+def _add_low_rank(
+    rows: Float[Tensor, "n p"],
+    columns: Float[Tensor, "k p"],
+    z2: Float[Tensor, "m g k"],
+    before: int,
+    buffer: Float[Tensor, "g p"],
+) -> None:
+    """Adds the groups' products to the rows, which begin `before` places into the first group."""
+    for start, of_group in zip(range(-before, len(rows), GROUP), z2, strict=True):
+        torch.mm(of_group, columns, out=buffer)
+        low, high = max(start, 0), min(start + GROUP, len(rows))
+        rows[low:high].add_(buffer[low - start : high - start])
+
+
+def _fill_normal(out: Tensor, generator: Generator) -> None:
+    """Fills a vector with standard normal values: of the CPU's generator, in float32."""
     if out.dtype == torch.float32 and out.device.type == "cpu":
-        out.normal_(generator=generator_for(*path))
+        out.normal_(generator=generator)
     else:
-        out.copy_(torch.randn(len(out), generator=generator_for(*path), dtype=torch.float32))
+        out.copy_(torch.randn(len(out), generator=generator, dtype=torch.float32))

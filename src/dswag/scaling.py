@@ -6,6 +6,7 @@ with which averaged predictions fit examples best that no client trained on. Onl
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Self
@@ -117,6 +118,23 @@ class SummedGains:
         if self._gains is None:
             raise ValueError("there are no gains of no clients: add a result first")
         return self._gains
+
+    def empty(self) -> Self:
+        """The gains of no clients."""
+        return type(self)()
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums, if there are any."""
+        gains = self._gains
+        if gains is None:
+            return {}
+        return {"num_examples": torch.tensor(gains.num_examples), "sums": gains.sums, "squares": gains.squares}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the sums of another."""
+        self._gains = None
+        if state:
+            self._gains = Gains(int(state["num_examples"]), state["sums"].clone(), state["squares"].clone())
 
     def _take(self, more: Gains) -> None:
         mine = self._gains

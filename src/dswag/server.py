@@ -23,6 +23,8 @@ class Server:
     """m_t of the server's optimizer; None where it keeps none."""
     second_moment: Float[Tensor, "d"] | None = None
     """v_t of the adaptive ones; None where there is none."""
+    first_loss: float | None = None
+    """Mean training loss of the first round, by which divergence is told; None before."""
 
 
 def step(server: Server, aggregate: Float[Tensor, "d"], config: Config) -> Server:

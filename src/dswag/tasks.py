@@ -183,6 +183,8 @@ class Fold(Protocol[ResultT, OutcomeT]):
 
     `add` changes it in place. Whatever the grouping, folding parts and merging them in order gives what folding all
     results in order gives. `result` may be called at any time once something was added, and changes nothing.
+
+    `empty`, `state` and `load` carry a fold's content to another process, or to disk.
     """
 
     def add(self, result: ResultT) -> None:
@@ -193,6 +195,24 @@ class Fold(Protocol[ResultT, OutcomeT]):
 
     def result(self) -> OutcomeT:
         """The outcome so far. Raises ValueError where nothing was added."""
+
+    def empty(self) -> Self:
+        """A fold of the same kind and settings that has taken in nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was taken in, as tensors by name, numbers too; they may be the fold's own, so only to be read.
+
+        Names that end in `PER_COORDINATE` are of tensors whose last axis is θ's: the same range of coordinates of all
+        of them, with the others whole, is a state too, and merges as the whole does.
+        """
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Becomes, in place, the fold of the same kind and settings whose `state` this is; copies what it keeps."""
+
+
+PER_COORDINATE = " [d]"
+APART = " of each client [d]"
+"""Ends the names of those tensors per coordinate that an engine of several processes never brings together again."""
 
 
 FoldT = TypeVar("FoldT", bound=Fold[Any, Any])
@@ -206,18 +226,44 @@ class TolerantFold(Protocol):
         """Take note that this task has no result; raising the error ends the exchange."""
 
 
+def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A fold's state as a part of the state of the fold around it."""
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def within(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state that was `prefixed`, without what else there is."""
+    return {name.removeprefix(f"{prefix}."): t for name, t in state.items() if name.startswith(f"{prefix}.")}
+
+
+class Coordinates(Protocol):
+    """θ's coordinates, of which several processes hold a range each; all of them call these together."""
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes of a small tensor that each made of its own range."""
+
+    def part(self, whole: Float[Tensor, "d"]) -> Float[Tensor, "d_part"]:
+        """This process's range of the coordinates."""
+
+    def whole(self, part: Float[Tensor, "d_part"]) -> Float[Tensor, "d"]:
+        """All coordinates, of which each process gives its own range."""
+
+
 @runtime_checkable
-class PortableFold(Protocol):
-    """A fold whose content can cross to another process: what engines over several processes need."""
+class SpreadFold(Protocol):
+    """A fold that keeps something of each client, and can do with a range of the coordinates in each process."""
 
-    def empty(self) -> Self:
-        """A fold of the same kind and settings that has taken in nothing."""
+    def spread(self, coordinates: Coordinates) -> None:
+        """From now on what is `APART` in the state is a range of the coordinates, the rest of which others hold.
 
-    def state(self) -> dict[str, Tensor]:
-        """All that was taken in, as tensors by name, numbers too."""
+        `result` is then called by all processes together.
+        """
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Becomes, in place, the fold of the same kind and settings whose `state` this is."""
+
+def spread(fold: Fold[Any, Any], coordinates: Coordinates) -> None:
+    """Tells the fold, and those within it, that they hold a range of the coordinates."""
+    if isinstance(fold, SpreadFold):
+        fold.spread(coordinates)
 
 
 def deliver(fold: Fold[Any, Any], answer: "Result | ClientError") -> None:

@@ -1,20 +1,23 @@
 """Algorithm 1, Distributed SWAG training; `# l.` names the lines of the paper."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dswag import batch_norm, schedules, server
-from dswag.aggregation import AGGREGATIONS
+from dswag.aggregation import aggregator
 from dswag.cohorts import sample_clients
 from dswag.config import Config
+from dswag.divergence import DivergenceError, has_diverged
 from dswag.exchange import Exchange, Missing, exchange
 from dswag.folds import Evaluation, Tally
 from dswag.moments import Moments
 from dswag.parameters import Layout
 from dswag.randomness import derive_seed
+from dswag.robust_moments import RobustMoments
 from dswag.server import Server
 from dswag.tasks import Engine, EvaluateTask, FoldT, TrainTask
 
@@ -50,24 +53,33 @@ class Round:
 def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round]:
     """Phase 1: yields θ_{t+1} after every round t from `start` on, which is `Server(theta)` for a new run.
 
-    Leaving the loop early does no harm.
+    Leaving the loop early does no harm, and a loop that goes on from a round's `server` gives what the one that was
+    left would have given.
+
+    Raises:
+        ClientError, TooFewClientsError: from `exchange`.
+        DivergenceError: a round whose loss has diverged (`divergence.has_diverged`), or whose θ is not finite.
     """
     epochs = config.rounds * config.local_epochs
     last_rate = config.learning_rate if config.final_learning_rate is None else config.final_learning_rate
     rates = schedules.linear(config.learning_rate, last_rate, epochs)
     state = start
+    if state.round and _reached(config, _accuracy(engine, state.theta, config)):
+        return
     for t in range(state.round, config.rounds):  # l. 3
         theta = state.theta
         clients = sample_clients(config.clients_per_round, config.clients, seed=config.seed, phase=1, round=t)  # l. 4
         rates_t = rates[t * config.local_epochs : (t + 1) * config.local_epochs]
         tasks = _train_tasks(config, clients, rates_t, (config.local_epochs,), phase=1, round=t)
-        update = AGGREGATIONS[config.aggregation](theta)
+        update = aggregator(config.aggregation, theta, byzantine=config.byzantine, clip_update=config.clip_update)
         done = exchange(engine, {"theta": theta}, tasks, update, minimum=config.enough_of(len(tasks)))  # l. 5-11
         aggregate = done.fold.result()
-        state = server.step(state, aggregate.theta, config)  # l. 12
-        accuracy = None if config.stop_accuracy is None else evaluate(engine, state.theta, config).accuracy
+        first_loss = aggregate.loss if state.first_loss is None else state.first_loss
+        state = replace(server.step(state, aggregate.theta, config), first_loss=first_loss)  # l. 12
+        _check_divergence(state, aggregate.loss, rates_t[-1], config)
+        accuracy = _accuracy(engine, state.theta, config)
         yield Round(state, clients, done.missing, aggregate.loss, accuracy, done.bytes_down, done.bytes_up)
-        if accuracy is not None and config.stop_accuracy is not None and accuracy >= config.stop_accuracy:
+        if _reached(config, accuracy):
             return  # Section 6.1
 
 
@@ -85,12 +97,18 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
     return exchange(engine, {"theta": theta}, tasks, collector, minimum=config.enough_of(len(tasks)))  # l. 17-24
 
 
-def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments:
+def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments | RobustMoments:
     """Phase 3: a collector for `explore`, whose `posterior()` is what line 32 returns (lines 25-32).
 
-    Its moments are running ones, so each client's weights can be forgotten as soon as they came in.
+    Its moments are running ones, so each client's weights can be forgotten as soon as they came in; their sums are in
+    float64, so that what several processes merge rounds to what one process finds. Only those that withstand malicious
+    clients keep all weights.
     """
-    return Moments(theta, rank=config.rank, centering=config.centering, layout=layout)  # l. 26-31
+    if config.moments == "mean":
+        return Moments(
+            theta, rank=config.rank, centering=config.centering, layout=layout, dtype=torch.float64
+        )  # l. 26-31
+    return RobustMoments(theta, config.moments, byzantine=config.byzantine, rank=config.rank, layout=layout)
 
 
 def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evaluation:
@@ -106,6 +124,27 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
         for client in range(engine.num_clients)
     ]
     return exchange(engine, {**payload, **statistics}, tasks, Tally(), minimum=enough).fold.result()
+
+
+def _accuracy(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> float | None:
+    return None if config.stop_accuracy is None else evaluate(engine, theta, config).accuracy
+
+
+def _reached(config: Config, accuracy: float | None) -> bool:
+    return accuracy is not None and config.stop_accuracy is not None and accuracy >= config.stop_accuracy
+
+
+def _check_divergence(state: Server, loss: float, rate: float, config: Config) -> None:
+    advice = f"lower learning_rate ({rate:g} in this round), or set clip_gradient"
+    if config.server_optimizer != "plain" or config.server_learning_rate != 1:
+        advice = f"lower server_learning_rate ({config.server_learning_rate:g}), or " + advice
+    if state.first_loss is not None and has_diverged(loss, state.first_loss):
+        raise DivergenceError(
+            f"round {state.round} diverged: the mean training loss is {loss:g}, after {state.first_loss:g} in the "
+            f"first round: {advice}"
+        )
+    if not torch.isfinite(state.theta).all():
+        raise DivergenceError(f"round {state.round} diverged: θ is not finite: {advice}")
 
 
 def _train_tasks(
@@ -124,7 +163,7 @@ def _train_tasks(
             occasion=f"round {round + 1}" if phase == 1 else f"phase {phase}",
             part=config.training_part,
             time_limit=config.client_time_limit,
-            learning_rates=learning_rates,
+            learning_rates=tuple(config.rate_factor(client) * rate for rate in learning_rates),
             snapshots=snapshots,
             seed=derive_seed(config.seed, phase, round, client),
             update=config.client_update,

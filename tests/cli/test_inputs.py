@@ -1,5 +1,7 @@
 """Images come out of files as they went in, and what the model does not take is refused by name."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,10 @@ def test_folders_and_deep_images_are_refused(tmp_path):
     Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(InputError, match="more than 8 bits"):
         read_images([tmp_path / "deep.png"], GRAY)
+
+
+def test_a_member_of_an_archive_that_is_no_array_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.npz", "w") as archive:
+        archive.writestr("images", b"no array")
+    with pytest.raises(InputError, match=r"images.npz holds something else than an array: save it with numpy.savez"):
+        read_images([tmp_path / "images.npz"], (1, 4, 4))

@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -242,6 +243,35 @@ def test_data_in_a_form_of_one_s_own_are_taken(make_model, make_clients):
     model = make_model()
     found = [InProcess(model, [d]).reduce(payload(model), tasks([0]), Snapshots()).result() for d in (examples, Own())]
     assert torch.equal(*found)
+
+
+class Lazy(Sequence):
+    """Data that are made when they are asked for, of which the third cannot be."""
+
+    def __init__(self, examples):
+        self.examples, self.asked = examples, []
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, client):
+        self.asked.append(client)
+        if client == 3:
+            raise FileNotFoundError("client-3.csv")
+        return self.examples
+
+
+def test_a_sequence_is_asked_for_the_data_of_those_who_have_tasks(make_model, make_clients):
+    model, (examples,) = make_model(), make_clients((12,))
+    lazy = Lazy(examples)
+    engine = InProcess(model, lazy, workers=2)
+    assert (engine.num_clients, lazy.asked) == (100, [])
+    found = engine.reduce(payload(model), tasks([99, 7]), Snapshots()).result()
+    assert sorted(lazy.asked) == [7, 99]
+    listed = InProcess(model, [examples] * 100).reduce(payload(model), tasks([99, 7]), Snapshots()).result()
+    assert torch.equal(found, listed)
+    with pytest.raises(ClientError, match=r"client 3 failed in round 1: FileNotFoundError: client-3\.csv"):
+        engine.reduce(payload(model), tasks([3]), Snapshots())
 
 
 def test_the_loss_given_is_the_loss_used(make_model, make_clients):

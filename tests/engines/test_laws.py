@@ -3,9 +3,11 @@
 import math
 import weakref
 from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -13,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from dswag.batch_norm import PooledStatistics
 from dswag.data.examples import Examples
+from dswag.engines.distributed import Distributed
 from dswag.engines.in_process import InProcess
+from dswag.engines.ranks import Ranks
 from dswag.folds import Snapshots, Tally
 from dswag.parameters import Layout
 from dswag.randomness import DrawFrom, derive_seed, generator_for
@@ -22,11 +26,26 @@ from dswag.tasks import ClientError, ClientUpdate, EvaluateTask, StatisticsTask,
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 
+@cache
+def alone():
+    """A process group of this process, without any network."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return Ranks()
+
+
+def distributed(*arguments, **options):
+    return Distributed(*arguments, ranks=alone(), **options)
+
+
 def flower(*arguments, **options):
     return pytest.importorskip("flower_grid").on_flower(*arguments, **options)
 
 
-ENGINES = [pytest.param(InProcess, id="in process"), pytest.param(flower, id="flower")]
+ENGINES = [
+    pytest.param(InProcess, id="in process"),
+    pytest.param(distributed, id="distributed"),
+    pytest.param(flower, id="flower"),
+]
 """Each makes an engine of (model, clients, *, loss, workers), where `workers` is how many clients run at a time."""
 
 each_engine = pytest.mark.parametrize("make_engine", ENGINES)
@@ -36,8 +55,11 @@ SIZES = (20, 33, 11, 26)
 EVERYBODY = range(len(SIZES))
 
 
+EVERYTHING = {}
+
+
 class List:
-    """A fold that keeps the results themselves."""
+    """A fold that keeps the results themselves; its state names them, so it cannot leave this process."""
 
     def __init__(self):
         self.results = []
@@ -45,8 +67,21 @@ class List:
     def add(self, result):
         self.results.append(result)
 
+    def merge(self, other):
+        self.results += other.results
+
     def result(self):
         return self.results
+
+    def empty(self):
+        return type(self)()
+
+    def state(self):
+        EVERYTHING.update({id(result): result for result in self.results})
+        return {"results": torch.tensor([id(result) for result in self.results], dtype=torch.int64)}
+
+    def load(self, state):
+        self.results = [EVERYTHING[name] for name in state["results"].tolist()]
 
 
 def train_task(index, client, **options):
@@ -733,11 +768,24 @@ class Living:
     """A fold that keeps nothing of a result, and counts how many it was given are still alive somewhere."""
 
     def __init__(self):
-        self.references, self.most = [], 0
+        self.references, self.most, self.count = [], 0, 0
 
     def add(self, result):
+        self.count += 1
         self.references.append(weakref.ref(result.thetas))
         self.most = max(self.most, sum(reference() is not None for reference in self.references))
+
+    def merge(self, other):
+        self.count, self.most = self.count + other.count, max(self.most, other.most)
+
+    def empty(self):
+        return type(self)()
+
+    def state(self):
+        return {"numbers": torch.tensor([self.count, self.most])}
+
+    def load(self, state):
+        self.count, self.most = state["numbers"].tolist()
 
 
 @each_engine
@@ -746,5 +794,5 @@ def test_results_that_were_folded_are_let_go(make_engine, workers, make_model, m
     model, fold = make_model(), Living()
     engine = make_engine(model, make_clients((4,) * 40), workers=workers)
     engine.reduce({"theta": theta_of(model)}, train_tasks(range(40)), fold)
-    assert len(fold.references) == 40
+    assert fold.count == 40
     assert fold.most <= 2  # the one being folded, and the one that the loop's variable still names

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from dswag import ClientError, InProcess, Moments, api, training
+from dswag import ClientError, InProcess, api
 from dswag.data.class_counts import ClassCounts
 from dswag.experiments.recipe import Experiment, Recipe, build
-from dswag.experiments.run import Evaluating, Exploring, execute
+from dswag.experiments.run import Evaluating, Exploring, Starting, execute
 from dswag.experiments.scoring import ENSEMBLE, PHASE_1, Scored, score_methods
-from dswag.folds import Snapshots
 from dswag.models.normalize import Normalize
-from dswag.run_folder import RoundRecord, RunFolder
+from dswag.records import ExploreRecord, RoundRecord
+from dswag.run_folder import RunFolder
 
 TINY = Recipe(clients=3, rounds=2, explore_epochs=2, samples=3)
 METHODS = [PHASE_1, "mean model", "DSWAG", "DSWAG diagonal", ENSEMBLE]
@@ -40,23 +40,26 @@ def folder(tmp_path):
 
 def test_events_come_in_the_order_of_the_algorithm(finished):
     _, events = finished
-    assert [type(event) for event in events] == [RoundRecord] * 2 + [Exploring, Evaluating] + [Scored] * 5
-    assert [event.round for event in events[:2]] == [1, 2]
-    assert events[2].explorers == 3
-    assert events[3].methods == 5
-    assert [event.method for event in events[4:]] == METHODS
+    before = [Starting, RoundRecord, RoundRecord, Exploring, ExploreRecord, Evaluating]
+    assert [type(event) for event in events] == before + [Scored] * 5
+    assert (events[0].rounds, events[0].faults) == (0, ())
+    assert [event.round for event in events[1:3]] == [1, 2]
+    assert events[3].explorers == 3
+    assert events[5].methods == 5
+    assert [event.method for event in events[6:]] == METHODS
 
 
 def test_what_was_yielded_is_saved(experiment, finished):
     folder, events = finished
-    assert folder.history() == tuple(events[:2])
-    assert folder.checkpoint().round == 2
+    assert folder.history() == tuple(events[1:3])
+    assert folder.exploration() == events[4]
+    assert folder.checkpoint().server.round == 2
     metrics = folder.metrics()
-    assert dict(metrics.scores) == {event.method: event.scores for event in events[4:]}
-    assert dict(metrics.reliability) == {event.method: event.reliability for event in events[4:]}
+    assert dict(metrics.scores) == {event.method: event.scores for event in events[6:]}
+    assert dict(metrics.reliability) == {event.method: event.reliability for event in events[6:]}
     assert (metrics.samples, metrics.scale) == (3, 1.0)
     assert folder.partition() == ClassCounts.of(experiment.parts, experiment.dataset.train.targets, "0123456789")
-    assert metrics.seconds["phase 1"] == sum(event.seconds for event in events[:2])
+    assert metrics.seconds["phase 1"] == sum(event.seconds for event in events[1:3])
 
 
 def test_posterior_is_that_of_the_short_form(experiment, finished):
@@ -66,7 +69,7 @@ def test_posterior_is_that_of_the_short_form(experiment, finished):
     saved = folder.posterior()
     for name, tensor in run.posterior.tensors().items():
         assert torch.equal(saved.tensors()[name], tensor)
-    assert torch.equal(folder.checkpoint().theta, run.theta)
+    assert torch.equal(folder.checkpoint().server.theta, run.theta)
 
 
 def test_posterior_does_not_depend_on_the_number_of_workers(finished, folder):
@@ -83,7 +86,9 @@ def test_accuracy_after_the_last_round_is_that_of_the_phase_1_model(finished):
 
 def test_scoring_again_gives_the_same_scores(experiment, finished):
     folder, _ = finished
-    again = {s.method: s.scores for s in score_methods(experiment, folder.checkpoint().theta, folder.posterior())}
+    again = {
+        s.method: s.scores for s in score_methods(experiment, folder.checkpoint().server.theta, folder.posterior())
+    }
     before = dict(folder.metrics().scores)
     del before[ENSEMBLE]
     assert again == before
@@ -94,49 +99,16 @@ def test_batch_norm_model_runs_without_accuracy_between_rounds(experiment, folde
     model = nn.Sequential(Normalize(experiment.dataset.mean, experiment.dataset.std), network)
     engine = InProcess(model, clients_of(experiment))
     events = list(execute(Experiment(TINY, experiment.dataset, model, engine, experiment.parts), folder))
-    assert [event.test_accuracy for event in events[:2]] == [None, None]
+    assert [event.test_accuracy for event in events[1:3]] == [None, None]
     assert list(folder.metrics().scores) == METHODS
 
 
-class StopAfter:
-    """Interrupts, as Ctrl-C does, once so many explorers are done."""
-
-    def __init__(self, number):
-        self.left = number
-
-    def __call__(self):
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-
-
-def test_stopped_in_phase_2_it_leaves_the_posterior_of_what_came_in(experiment, folder):
-    """Expected: moments of the first two snapshots of an undisturbed phase 2."""
-    with pytest.raises(KeyboardInterrupt):
-        list(execute(experiment, folder, explored=StopAfter(2)))
-    theta = folder.checkpoint().theta
-    expected = Moments(theta, rank=TINY.rank)
-    for snapshot in training.explore(experiment.engine, theta, TINY, Snapshots()).fold.result()[:2]:
-        expected.add(snapshot)
-    saved = folder.posterior()
-    assert saved.count == 2
-    for name, tensor in expected.posterior().tensors().items():
-        assert torch.equal(saved.tensors()[name], tensor)
-    assert folder.metrics() is None
-
-
-def test_stopped_after_one_snapshot_it_leaves_no_posterior(experiment, folder):
-    with pytest.raises(KeyboardInterrupt):
-        list(execute(experiment, folder, explored=StopAfter(1)))
-    assert not folder.has_posterior()
-    assert len(folder.history()) == 2
-
-
 def test_left_early_it_leaves_the_rounds_done(experiment, folder):
-    for _ in execute(experiment, folder):
-        break
+    for event in execute(experiment, folder):
+        if isinstance(event, RoundRecord):
+            break
     assert [record.round for record in folder.history()] == [1]
-    assert folder.checkpoint().round == 1
+    assert folder.checkpoint().server.round == 1
 
 
 def test_a_client_that_fails_is_named(folder):

@@ -3,46 +3,58 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dswag.cli import console
 from dswag.cli.inputs import read_images
 from dswag.cli.options import Calibrate, Evaluate, Predict, Report, Train
 from dswag.cli.outputs import to_json, write
 from dswag.cli.pages import page
+from dswag.cli.places import Place, at_place
 from dswag.cli.predictions import as_csv, as_rows
 from dswag.config import ConfigError
 from dswag.evaluation.metrics import Scores
 from dswag.experiments.recipe import Experiment, Recipe, build
-from dswag.experiments.run import Evaluating, Exploring, execute
+from dswag.experiments.run import Evaluating, Exploring, Starting, execute
 from dswag.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed, score_methods
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.prediction import predictive
-from dswag.run_folder import RoundRecord, RunFolder, RunFolderError
+from dswag.records import RoundRecord
+from dswag.run_folder import REPORT, RunFolder, RunFolderError, Unwritten
 
 RUNS = Path("runs")
 
 
 def train(options: Train) -> None:
-    """Runs a recipe into a new run folder.
+    """Runs a recipe into a new run folder, or goes on with a run that was stopped.
 
     Raises:
         KeyboardInterrupt: with what is saved, after Ctrl-C.
     """
-    if options.overwrite and options.output is None:
+    if options.overwrite and options.output is None and options.resume is None:
         raise ConfigError("--overwrite needs --output: without it every run goes into a new folder")
-    recipe = options.recipe()
-    experiment = build(recipe, workers=options.workers, progress=True)
-    if options.output is None:
-        folder = RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.model}", recipe)
-    else:
-        folder = RunFolder.create(options.output, recipe, overwrite=options.overwrite)
-    console.say(f"training into {folder.path}")
-    try:
-        with console.display() as display:
-            _follow(experiment, folder, display)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_what_is_saved(folder)) from None
+    if options.rank_timeout <= 0:
+        raise ConfigError(f"--rank-timeout must be above 0 seconds, got {options.rank_timeout:g}")
+    folder = None if options.resume is None else RunFolder.open(options.resume)
+    recipe = options.recipe() if folder is None else options.resumed(folder.config(Recipe))
+    if options.engine == "distributed" and recipe.centering == "running":
+        raise ConfigError("centering running depends on the order of the clients: use --engine in-process")
+    if folder is not None and folder.metrics() is not None:
+        _say_complete(folder, options)
+        return
+    at_place(options, lambda place: _train(options, recipe, folder, place))
+
+
+def _train(options: Train, recipe: Recipe, folder: RunFolder | None, place: Place) -> None:
+    experiment = build(recipe, make_engine=place.make_engine, workers=options.workers, progress=place.leads)
+    if not place.leads:
+        with TemporaryDirectory() as empty:
+            for _ in execute(experiment, Unwritten(Path(empty) if folder is None else folder.path), keep_answers=False):
+                pass
+        return
+    folder = _new_folder(options, experiment) if folder is None else folder
+    _run(experiment, folder, keep_answers=place.keeps_answers)
     _show(folder, folder.save_report(page([folder])), as_json=options.json)
 
 
@@ -57,7 +69,7 @@ def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
     outcomes = []
     with console.display() as display:
         display.begin("evaluation", len(options.kind) + 1)
-        for outcome in score_methods(experiment, checkpoint.theta, posterior, kinds=options.kind):
+        for outcome in score_methods(experiment, checkpoint.server.theta, posterior, kinds=options.kind):
             outcomes.append(outcome)
             display.advance(_described(outcome))
     if before is not None and ENSEMBLE in before.scores:
@@ -118,14 +130,44 @@ def report(options: Report) -> None:
     console.emit(to_json({"report": str(path)}) if options.json else str(path))
 
 
-def _follow(experiment: Experiment, folder: RunFolder, display: console.Display) -> None:
-    """Runs the experiment to its end and shows how far it is."""
-    display.begin("phase 1: round", experiment.recipe.rounds)
-    for event in execute(experiment, folder, explored=display.advance):
+def _new_folder(options: Train, experiment: Experiment) -> RunFolder:
+    recipe = experiment.recipe
+    if options.output is None:
+        return RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.model}", recipe)
+    return RunFolder.create(options.output, recipe, overwrite=options.overwrite)
+
+
+def _say_complete(folder: RunFolder, options: Train) -> None:
+    """Shows a run that needs no resuming, after doing what its process was killed before."""
+    console.say(f"{folder.path} is complete: there is nothing to resume")
+    folder.remove_leftovers()
+    folder.remove_answers()
+    written = folder.path / REPORT
+    _show(folder, written if written.exists() else folder.save_report(page([folder])), as_json=options.json)
+
+
+def _run(experiment: Experiment, folder: RunFolder, *, keep_answers: bool) -> None:
+    """Runs the experiment to its end."""
+    console.say(f"training into {folder.path}")
+    try:
+        with console.display() as display:
+            _follow(experiment, folder, display, keep_answers=keep_answers)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_what_is_saved(folder)) from None
+
+
+def _follow(experiment: Experiment, folder: RunFolder, display: console.Display, *, keep_answers: bool) -> None:
+    """Runs the experiment and shows how far it is."""
+    for event in execute(experiment, folder, explored=display.advance, keep_answers=keep_answers):
         match event:
+            case Starting():
+                for fault in event.faults:
+                    console.say(f"going on from the checkpoint before, of round {event.rounds}: {fault}")
+                display.begin("phase 1: round", experiment.recipe.rounds, event.rounds)
             case RoundRecord():
                 accuracy = "" if event.test_accuracy is None else f", accuracy {event.test_accuracy:.4f}"
-                display.advance(f"loss {event.loss:.4f}{accuracy}")
+                left_out = f", without {len(event.missing)} of {len(event.clients)} clients" if event.missing else ""
+                display.advance(f"loss {event.loss:.4f}{accuracy}{left_out}")
             case Exploring():
                 display.begin("phase 2: explorer", event.explorers)
             case Evaluating():
@@ -140,15 +182,13 @@ def _described(outcome: Scored) -> str:
 
 def _what_is_saved(folder: RunFolder) -> str:
     """For somebody who stopped the training."""
-    if folder.has_posterior():
-        return (
-            f"the posterior of {folder.posterior().count} snapshots is saved in {folder.path}; "
-            f"score it with: dswag evaluate {folder.path} --save"
-        )
-    rounds = len(folder.history())
+    rounds, explorers = len(folder.history()), len(list(folder.answers.glob("*.safetensors")))
     if not rounds:
         return f"nothing but the settings is saved in {folder.path}, for no round was completed"
-    return f"checkpoint and history of {rounds} round{'' if rounds == 1 else 's'} are saved in {folder.path}"
+    saved = f"{rounds} round{'' if rounds == 1 else 's'}"
+    if explorers:
+        saved += f" and {explorers} explorer{'' if explorers == 1 else 's'}"
+    return f"{saved} are saved in {folder.path}; go on with: dswag train --resume {folder.path}"
 
 
 def opened(folder: RunFolder, options: Evaluate | Calibrate | Predict) -> tuple[Experiment, GaussianPosterior]:

@@ -25,8 +25,8 @@ class Display(Protocol):
     def __exit__(self, *error: object) -> None:
         """Ends showing, also after an error."""
 
-    def begin(self, what: str, total: int) -> None:
-        """From now on it is `what` that is done, in `total` steps."""
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        """From now on it is `what` that is done, in `total` steps, of which some are done already."""
 
     def advance(self, details: str = "") -> None:
         """One more step is done."""
@@ -59,9 +59,9 @@ class Bars:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def begin(self, what: str, total: int) -> None:
+    def begin(self, what: str, total: int, done: int = 0) -> None:
         """Starts another bar below those that stand."""
-        self._task = self._progress.add_task(what, total=total, details="")
+        self._task = self._progress.add_task(what, total=total, completed=done, details="")
 
     def advance(self, details: str = "") -> None:
         """Moves the last bar on."""
@@ -77,9 +77,9 @@ class Lines:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def begin(self, what: str, total: int) -> None:
-        """Counts from 0 again."""
-        self._what, self._total, self._done = what, total, 0
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        """Counts on from those done."""
+        self._what, self._total, self._done = what, total, done
         self._last = float("-inf")
 
     def advance(self, details: str = "") -> None:

@@ -1,6 +1,5 @@
 """Images to predict, from image files and NumPy arrays, in the form that a model takes."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,7 +58,9 @@ def _from_file(path: Path, shape: tuple[int, int, int], resize: bool) -> np.ndar
         raise InputError(f"{path} is no image that Pillow reads, and no .npy or .npz file") from None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged image can fail anywhere in its reader
         raise InputError(f"{path} cannot be read: {error}") from error
     return _sized(image, (height, width), str(path), resize).reshape(height, width, channels).transpose(2, 0, 1).copy()
 
@@ -75,13 +76,15 @@ def _read_array(path: Path) -> np.ndarray:
                 raise InputError(
                     f"{path} must hold one array, or one named images, got {', '.join(names) or 'none'}: save it alone"
                 )
-            array: np.ndarray = content["images" if "images" in names else names[0]]
+            array = content["images" if "images" in names else names[0]]
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"{path} holds something else than an array: save it with numpy.savez")
             return array
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can fail anywhere in the reader
         raise InputError(f"{path} is damaged, or holds something else than numbers: {error}") from error
 
 

@@ -12,6 +12,9 @@ from dswag.cli.collecting import collect
 from dswag.cli.console import say
 from dswag.cli.options import Calibrate, Collect, Evaluate, Options, Predict, Report, Train, parse
 from dswag.config import ConfigError
+from dswag.divergence import DivergenceError
+from dswag.engines.ranks import RankError
+from dswag.exchange import TooFewClientsError
 from dswag.tasks import ClientError
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -41,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough; keep Python from complaining when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (ConfigError, ClientError, ValueError, OSError) as error:
+    except (ConfigError, ClientError, TooFewClientsError, DivergenceError, RankError, ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
         if isinstance(error, ConfigError):

@@ -1,15 +1,15 @@
 """What each command takes: flags, their help texts, and settings from a TOML file and flags together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, PositionalMetavarFromFieldName, arg, subcommand
 
-from dswag.config import ConfigError
-from dswag.experiments.recipe import Recipe, Setting, settings
+from dswag.config import ConfigError, differences
+from dswag.experiments.recipe import INDIFFERENT, Recipe, Setting, settings
 from dswag.experiments.scoring import DEFAULT_KINDS
 from dswag.tasks import Kind
 
@@ -28,8 +28,14 @@ class Train:
     """Run folder to write, with config.toml, history.jsonl, checkpoint, posterior, metrics.json and report.html."""
     overwrite: Switch = False
     """Replace the run that the folder already holds."""
+    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(optional)")] = None
+    """Go on with a run that was stopped, in its folder and with its settings."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
     """Clients trained at a time; the result does not depend on it."""
+    engine: Literal["in-process", "distributed", "flower"] = "in-process"
+    """Where the clients run: in this process, in all that torchrun starts, or on nodes that Flower simulates."""
+    rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
+    """Seconds that the processes of a distributed run wait for one another: more than the longest exchange takes."""
     json: Switch = False
     """Print the result as JSON; progress goes to standard error in any case."""
 
@@ -39,13 +45,32 @@ class Train:
         Raises:
             ConfigError: a file that cannot be read, unknown settings, or values that cannot be; a line for each fault.
         """
-        flags = {name: value for group in self._groups() for name, value in group.items()}
         if self.config is None:
-            return Recipe.checked(flags, source="flags")
+            return Recipe.checked(self._flags(), source="flags")
         try:
-            return Recipe.from_toml(self.config, **flags)
+            return Recipe.from_toml(self.config, **self._flags())
         except OSError as error:
             raise ConfigError(f"{self.config} cannot be read: {error.strerror}") from None
+
+    def resumed(self, recipe: Recipe) -> Recipe:
+        """The settings of the run that is resumed; file and flags may repeat them, and change what does not matter.
+
+        Raises:
+            ConfigError: what `recipe` refuses, settings that differ, or another folder.
+        """
+        if self.output is not None or self.overwrite:
+            raise ConfigError("--resume goes on in the folder of the run: leave --output and --overwrite out")
+        asked = self.recipe() if self.config else Recipe.checked({**asdict(recipe), **self._flags()}, source="flags")
+        differing = differences(recipe.decisive(), asked.decisive())
+        if differing:
+            raise ConfigError(
+                f"a run that is resumed keeps its settings, all but {', '.join(INDIFFERENT)} and workers: "
+                f"got other ones than its own for {', '.join(differing)}"
+            )
+        return asked
+
+    def _flags(self) -> dict[str, object]:
+        return {name: value for group in self._groups() for name, value in group.items()}
 
     def _groups(self) -> list[Mapping[str, object]]:
         return [getattr(self, _identifier(group)) for group in _grouped_settings()]
@@ -184,7 +209,7 @@ def _with_settings(command: type[Train]) -> type[Train]:
 
 
 def _flag(setting: Setting) -> Any:
-    default = "none" if setting.default is None else setting.default
+    default = "none" if setting.default in (None, ()) else setting.default
     return Annotated[
         setting.annotation, arg(help=setting.description, help_behavior_hint=f"(default: {default})", prefix_name=False)
     ]

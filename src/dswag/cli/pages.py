@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from dswag.cli.exchanges import communication, left_out
 from dswag.cohorts import cohort_size
 from dswag.experiments.recipe import Recipe, settings
 from dswag.run_folder import RunFolder
@@ -24,6 +25,10 @@ def page(folders: Sequence[RunFolder]) -> str:
             reliability={} if outcome is None else outcome.reliability,
             history=[asdict(record) for record in folder.history()],
             environment={} if outcome is None else outcome.environment,
+            tables={
+                "Bytes of training": communication(folder.history(), folder.exploration()),
+                "Clients left out": left_out(folder.history(), folder.exploration()),
+            },
             notes=_notes(folder, recipe),
             partition=folder.partition(),
         )
@@ -41,9 +46,13 @@ def _notes(folder: RunFolder, recipe: Recipe) -> list[str]:
         count = folder.posterior().count
         expected = cohort_size(recipe.explorers, recipe.clients) * recipe.cycles * recipe.snapshots_per_cycle
         if count < expected:
-            notes.append(f"The run was stopped in phase 2: the posterior is of {count} of {expected} snapshots.")
+            notes.append(f"Explorers were left out: the posterior is of {count} of {expected} snapshots.")
     else:
         notes.append("The run was stopped before it had a posterior.")
+    missing = sum(len(record.missing) for record in folder.history())
+    if missing:
+        asked = sum(len(record.clients) for record in folder.history())
+        notes.append(f"Phase 1 went on without {missing} of {asked} answers of clients; who they were stands below.")
     outcome = folder.metrics()
     if outcome is not None and (outcome.samples, outcome.scale) != (recipe.samples, recipe.scale):
         notes.append(f"The scores are of {outcome.samples} samples with scale {outcome.scale:g}, set after training.")

@@ -1,6 +1,7 @@
 """The geometric median of the clients' posteriors: right while fewer than half of them are wrong."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -19,6 +20,7 @@ from dswag.combining.clients import (
     variances,
 )
 from dswag.posterior import GaussianPosterior
+from dswag.weiszfeld import median_coefficients
 
 
 def wasserstein_median(
@@ -61,46 +63,15 @@ def wasserstein_median(
         )
     clients = checked(posteriors)
     shares = normalized([1.0] * len(clients) if weights is None else weights, clients).cpu()
-    distances = _distances(clients)
-    radii = torch.stack([_majority_radius(row, shares) for row in distances])
-    center = int(radii.argmin())
-    radius = float(radii[center])
-    if radius == 0:  # more than half of the weight is on this very point
-        coefficients = torch.zeros_like(shares)
-        coefficients[center] = 1
-    else:
-        # Inner products of differences to a point in the midst of the majority, so that points far away cost no digits.
-        inner = _inner_products(clients, center) / radius**2
-        start = shares * (distances[center] <= radius)
-        coefficients = _weiszfeld(inner, shares, start / start.sum(), smoothing, tolerance, max_iterations)
-    return _barycenter(clients, coefficients, center)
-
-
-def _weiszfeld(
-    inner: Float64[Tensor, "w w"],
-    weights: Float64[Tensor, "w"],
-    coefficients: Float64[Tensor, "w"],
-    smoothing: float,
-    tolerance: float,
-    max_iterations: int,
-) -> Float64[Tensor, "w"]:
-    """The coefficients by which the points' weighted mean is their median, smoothed (Weiszfeld 1937)."""
-    norms = inner.diagonal()
-    gradient = float("inf")
-    for _ in range(max_iterations):
-        products = inner @ coefficients
-        squared = (coefficients @ products - 2 * products + norms).clamp_min(0)
-        pulls = weights / (squared + smoothing**2).sqrt()
-        following = pulls / pulls.sum()
-        step = following - coefficients
-        gradient = float(pulls.sum() * (step @ inner @ step).clamp_min(0).sqrt())
-        if gradient <= tolerance:
-            return following
-        coefficients = following
-    raise RuntimeError(
-        f"the median did not converge in {max_iterations} iterations: the gradient is {gradient:.1e}, asked for was "
-        f"{tolerance:.1e}; allow more iterations, or a larger tolerance or smoothing"
+    coefficients, center = median_coefficients(
+        _distances(clients),
+        partial(_inner_products, clients),
+        shares,
+        smoothing=smoothing,
+        tolerance=tolerance,
+        max_iterations=max_iterations,
     )
+    return _barycenter(clients, coefficients, center)
 
 
 def _points(clients: Sequence[GaussianPosterior], part: slice) -> Float64[Tensor, "w q"]:
@@ -135,13 +106,6 @@ def _distances(clients: Sequence[GaussianPosterior]) -> Float64[Tensor, "w w"]:
             "leave them out"
         )
     return distances
-
-
-def _majority_radius(distances: Float64[Tensor, "w"], weights: Float64[Tensor, "w"]) -> Float64[Tensor, ""]:
-    """The smallest of the distances within which lies more than half of the weight."""
-    ordered, order = distances.sort()
-    held = weights[order].cumsum(0)
-    return ordered[int((held <= held[-1] / 2).sum())]
 
 
 def _barycenter(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dswag import local
-from dswag.data.examples import client_data
+from dswag.data.examples import ClientData, client_data
 from dswag.parameters import Layout
 from dswag.tasks import ClientError, FoldT, Payload, Result, Task, check_tasks, deliver
 from dswag.threads import default_workers, ordered_map
@@ -25,13 +25,15 @@ class InProcess:
 
     Args:
         model: any module with trainable parameters; the clients work on copies, on its device.
-        clients: each client's data, in any form that `dswag.data.examples.client_data` takes.
+        clients: each client's data, in any form that `dswag.data.examples.client_data` takes. A list or tuple is looked
+            through now; any other sequence is asked for a client's data whenever the client has a task, and none of
+            them are kept, so that there may be more than memory holds.
         loss: mean loss of (outputs, targets).
         workers: clients at a time; as many as PyTorch uses threads if None, one on a GPU.
         layout: the parameters in θ, the rest staying as it is in the model; all trainable ones if None.
 
     Raises:
-        ValueError: no clients, or a client without examples, named.
+        ValueError: no clients, or a client in a list or tuple without examples, named.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class InProcess:
             raise ValueError("an engine needs the data of at least one client, got none")
         if workers is not None and workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        self._clients = [_named(number, data) for number, data in enumerate(clients)]
+        listed = isinstance(clients, list | tuple)
+        self._clients = [_named(number, data) for number, data in enumerate(clients)] if listed else clients
         first = local.Workspace(model, loss, layout)
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
@@ -67,7 +70,7 @@ class InProcess:
         def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:
             workspace.abort = abort
             try:
-                return local.run(task, payload, self._clients[task.client], workspace)
+                return local.run(task, payload, self._data(task), workspace)
             except ClientError as error:
                 return error
 
@@ -76,6 +79,12 @@ class InProcess:
             for result in answers:
                 deliver(fold, result)
         return fold
+
+    def _data(self, task: Task) -> ClientData:
+        try:
+            return client_data(self._clients[task.client])
+        except Exception as error:
+            raise ClientError(task, f"{type(error).__name__}: {error}") from error
 
 
 def _named(number: int, data: Any) -> Any:

@@ -22,6 +22,8 @@ from dswag.tasks import Engine
 
 _EXAMPLES = {"concentration": 0.3, "shards_per_client": 2}
 """Settings that some partitions need, each with a value to try."""
+INDIFFERENT = ("data_dir", "checkpoint_every")
+"""Settings that a run's outcome does not depend on, so that a resumed one may change them."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -34,6 +36,8 @@ class Recipe(Config):
     """Data and model: folder with the data set's files, searched before DSWAG_DATA_DIR, the cache and the network."""
     model: Literal["mlp", "cnn", "vgg16"] = "mlp"
     """Data and model: the network; vgg16 takes images of 32 x 32."""
+    checkpoint_every: Count = 1
+    """Checkpoints: rounds of phase 1 from one to the next; those after the last are lost when a run is killed."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
     """Partition: clients differ in nothing, in shares of each class, in a few classes each, or in size."""
@@ -59,6 +63,10 @@ class Recipe(Config):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def decisive(self) -> dict[str, object]:
+        """The settings that a run's outcome depends on: all but where the data lie and how often it is saved."""
+        return {name: value for name, value in super().decisive().items() if name not in INDIFFERENT}
 
 
 @plain_dataclass(frozen=True)

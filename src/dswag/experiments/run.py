@@ -1,31 +1,42 @@
 """One run from its recipe to its scores, saved as it goes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Generic, Self, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dswag import batch_norm
+from dswag.checkpoint import Checkpoint
 from dswag.cohorts import cohort_size
 from dswag.config import Config
 from dswag.data.class_counts import ClassCounts
 from dswag.engines.in_process import InProcess
-from dswag.experiments.recipe import Experiment
+from dswag.engines.recorded import Recorded
+from dswag.experiments.recipe import Experiment, Recipe
 from dswag.experiments.scoring import DEFAULT_KINDS, Scored, metrics, score_methods
 from dswag.folds import Both, Snapshots
-from dswag.moments import Moments
 from dswag.parameters import Layout
-from dswag.posterior import GaussianPosterior
-from dswag.run_folder import Checkpoint, RoundRecord, RunFolder
+from dswag.posterior import GaussianPosterior, PosteriorFileError
+from dswag.records import ExploreRecord, RoundRecord
+from dswag.run_folder import RunFolder
 from dswag.scaling import calibrate
 from dswag.server import Server
-from dswag.tasks import Fold, TrainResult
+from dswag.tasks import Engine, TrainResult
 from dswag.threads import default_workers
 from dswag.training import collect, evaluate, explore, synchronize
+
+
+@dataclass(frozen=True)
+class Starting:
+    """Phase 1 begins, or goes on from a checkpoint."""
+
+    rounds: int
+    """Rounds that are done."""
+    faults: tuple[str, ...]
+    """What is wrong with newer checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -42,64 +53,93 @@ class Evaluating:
     methods: int
 
 
-Event = RoundRecord | Exploring | Evaluating | Scored
+Event = Starting | RoundRecord | Exploring | ExploreRecord | Evaluating | Scored
 
 
 def execute(
-    experiment: Experiment, folder: RunFolder, *, explored: Callable[[], None] = lambda: None
+    experiment: Experiment,
+    folder: RunFolder,
+    *,
+    explored: Callable[[], None] = lambda: None,
+    keep_answers: bool = True,
 ) -> Iterator[Event]:
-    """Runs an experiment, and yields what happened once it is saved in the folder.
+    """Runs an experiment from where the folder says that it stands, and yields what happened once it is saved there.
 
-    A KeyboardInterrupt in phase 2 leaves the posterior of the snapshots that came in, where there are at least two.
+    Saved are history and checkpoint after every round, the answers of explorers as they come, then the posterior and
+    the metrics. Stopped at any moment and called again, it gives bit for bit what it would have given: rounds go on
+    from the checkpoint, and explorers whose answers are there are not asked again.
 
     Args:
         experiment: what to run.
-        folder: where everything goes: the partition, history and checkpoint after every round, the posterior, the
-            metrics.
+        folder: of a new run, or of one that was stopped.
         explored: called whenever an explorer is done, the one thing that happens inside a single exchange.
+        keep_answers: whether explorers' answers are saved, and told of, as they come; not where several processes run.
 
     Raises:
-        ClientError: a client failed.
+        ClientError, TooFewClientsError, DivergenceError: from the algorithms.
+        CheckpointError: checkpoints that cannot be read, or are of a run with other settings.
+        SaveError: a file that cannot be written.
     """
     recipe, layout = experiment.recipe, Layout.of(experiment.model)
-    dataset = experiment.dataset
-    folder.save_partition(ClassCounts.of(experiment.parts, dataset.train.targets, dataset.class_names))
-    history: list[RoundRecord] = []
-    for record, theta in _rounds(experiment, layout.flatten(experiment.model)):
-        history.append(record)
-        folder.save_checkpoint(Checkpoint(theta, layout, record.round))
-        folder.save_history(history)
-        yield record
+    folder.remove_leftovers()
+    folder.save_partition(_class_counts(experiment))
+    server, history = yield from _synchronize(experiment, folder, layout)
 
     yield Exploring(cohort_size(recipe.explorers, recipe.clients))
-    started = perf_counter()
-    posterior, snapshots = _explore(experiment, theta, layout, folder, explored)
-    explore_seconds = perf_counter() - started
+    engine = Recorded(experiment.engine, folder.answers, answered=explored) if keep_answers else experiment.engine
+    posterior, snapshots, exploration = _explore(recipe, engine, server.theta, layout)
+    folder.save_history(history, exploration)
+    yield exploration
     if recipe.calibrate:
-        posterior = calibrate(experiment.engine, posterior, recipe)
-        folder.save_posterior(posterior)
+        posterior = _saved(folder) or calibrate(experiment.engine, posterior, recipe)
+    folder.save_posterior(posterior)
 
     yield Evaluating(len(DEFAULT_KINDS) + 2)
     started = perf_counter()
     scored = []
-    for outcome in score_methods(experiment, theta, posterior, snapshots):
+    for outcome in score_methods(experiment, server.theta, posterior, snapshots):
         scored.append(outcome)
         yield outcome
     seconds = {
         "phase 1": sum(record.seconds for record in history),
-        "phase 2": explore_seconds,
+        "phase 2": exploration.seconds,
         "evaluation": perf_counter() - started,
     }
     folder.save_metrics(metrics(scored, recipe, seconds))
+    folder.remove_answers()
 
 
-def _rounds(experiment: Experiment, theta: Float[Tensor, "d"]) -> Iterator[tuple[RoundRecord, Float[Tensor, "d"]]]:
+def _synchronize(
+    experiment: Experiment, folder: RunFolder, layout: Layout
+) -> Generator[Event, None, tuple[Server, list[RoundRecord]]]:
+    """Phase 1 from the latest checkpoint on, saved as it goes; returns where it ends, and all of its rounds."""
+    recipe = experiment.recipe
+    checkpoint, faults = folder.latest_checkpoint()
+    if checkpoint is not None:
+        checkpoint.check(recipe)
+    start = Server(layout.flatten(experiment.model)) if checkpoint is None else checkpoint.server
+    history = list(folder.rounds_before(checkpoint))
+    yield Starting(start.round, faults)
+    server, saved = start, start.round
+    for record, server in _rounds(experiment, start):
+        history.append(record)
+        folder.save_history(history)
+        if server.round % recipe.checkpoint_every == 0:
+            folder.save_checkpoint(Checkpoint(server, layout, recipe.decisive()))
+            saved = server.round
+        yield record
+    if saved < server.round:
+        folder.save_checkpoint(Checkpoint(server, layout, recipe.decisive()))
+    return server, history
+
+
+def _rounds(experiment: Experiment, start: Server) -> Iterator[tuple[RoundRecord, Server]]:
     """Phase 1, with what each round took and the test accuracy after it.
 
     Models with BatchNorm have no test accuracy here: their statistics would need all clients' data in every round.
     """
     test = None if batch_norm.layers(experiment.model) else _test_engine(experiment)
-    rounds = synchronize(experiment.engine, Server(theta), experiment.recipe)
+    rounds = synchronize(experiment.engine, start, experiment.recipe)
     while True:
         started = perf_counter()
         done = next(rounds, None)
@@ -107,37 +147,37 @@ def _rounds(experiment: Experiment, theta: Float[Tensor, "d"]) -> Iterator[tuple
         if done is None:
             return
         accuracy = None if test is None else evaluate(test, done.theta, Config()).accuracy
-        yield RoundRecord(done.number, done.loss, seconds, done.clients, accuracy), done.theta
+        yield (
+            RoundRecord(
+                done.number, done.loss, seconds, done.clients, accuracy, done.missing, done.bytes_down, done.bytes_up
+            ),
+            done.server,
+        )
 
 
 def _explore(
-    experiment: Experiment,
-    theta: Float[Tensor, "d"],
-    layout: Layout,
-    folder: RunFolder,
-    explored: Callable[[], None],
-) -> tuple[GaussianPosterior, Float[Tensor, "s d"]]:
-    """Phases 2 and 3: the posterior, saved, and all snapshots."""
-    recipe = experiment.recipe
-    snapshots = Snapshots()
-    both: Both[TrainResult, GaussianPosterior, Tensor] = Both(collect(theta, recipe, layout), snapshots)
-    fold = _Watched(both, explored)
+    recipe: Recipe, engine: Engine, theta: Float[Tensor, "d"], layout: Layout
+) -> tuple[GaussianPosterior, Float[Tensor, "s d"], ExploreRecord]:
+    """Phases 2 and 3: the posterior, all snapshots, and what it took."""
+    fold: Both[TrainResult, GaussianPosterior, Tensor] = Both(collect(theta, recipe, layout), Snapshots())
+    started = perf_counter()
+    done = explore(engine, theta, recipe, fold)
+    posterior, snapshots = fold.result()
+    record = ExploreRecord(perf_counter() - started, done.clients, done.missing, done.bytes_down, done.bytes_up)
+    return posterior, snapshots, record
+
+
+def _class_counts(experiment: Experiment) -> ClassCounts:
+    dataset = experiment.dataset
+    return ClassCounts.of(experiment.parts, dataset.train.targets, dataset.class_names)
+
+
+def _saved(folder: RunFolder) -> GaussianPosterior | None:
+    """The posterior that is saved already, where one is and can be read."""
     try:
-        posterior, thetas = explore(experiment.engine, theta, recipe, fold).fold.result()
-    except KeyboardInterrupt:
-        # The interrupt may have come in the middle of an addition to the moments, never of one to the list.
-        thetas = snapshots.result() if fold.count else theta.new_empty(0, layout.d)
-        if len(thetas) >= 2:
-            folder.save_posterior(_posterior_of(thetas, collect(theta, recipe, layout)))
-        raise
-    folder.save_posterior(posterior)
-    return posterior, thetas
-
-
-def _posterior_of(thetas: Float[Tensor, "s d"], moments: Moments) -> GaussianPosterior:
-    for theta in thetas:
-        moments.add(theta)
-    return moments.posterior()
+        return folder.posterior() if folder.has_posterior() else None
+    except PosteriorFileError:
+        return None
 
 
 def _test_engine(experiment: Experiment) -> InProcess:
@@ -145,31 +185,3 @@ def _test_engine(experiment: Experiment) -> InProcess:
     test = experiment.dataset.test
     rows = torch.arange(len(test)).tensor_split(min(default_workers(), len(test)))
     return InProcess(experiment.model, [test[part] for part in rows])
-
-
-ResultT = TypeVar("ResultT")
-OutcomeT = TypeVar("OutcomeT")
-
-
-class _Watched(Generic[ResultT, OutcomeT]):
-    """A fold that counts the results it took in, in place, and tells after each."""
-
-    def __init__(self, fold: Fold[ResultT, OutcomeT], taken_in: Callable[[], None]) -> None:
-        self.fold = fold
-        self.taken_in = taken_in
-        self.count = 0
-
-    def add(self, result: ResultT) -> None:
-        """Takes the result in, and tells."""
-        self.fold.add(result)
-        self.count += 1
-        self.taken_in()
-
-    def merge(self, other: Self) -> None:
-        """Merges the folds within."""
-        self.fold.merge(other.fold)
-        self.count += other.count
-
-    def result(self) -> OutcomeT:
-        """What the fold within gives."""
-        return self.fold.result()

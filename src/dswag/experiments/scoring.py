@@ -16,7 +16,7 @@ from dswag.experiments.recipe import Experiment, Recipe
 from dswag.posterior import GaussianPosterior
 from dswag.prediction import Predictive, ensemble, predictive
 from dswag.randomness import derive_seed
-from dswag.run_folder import Metrics
+from dswag.records import Metrics
 from dswag.tasks import Kind
 
 PHASE_1 = "phase-1 model"

@@ -79,6 +79,7 @@ class RunReport:
     - scores, reliability: by method, in the order in which they are shown.
     - history: for each round of phase 1 its `round`, `loss`, `seconds` (of that round) and, where it was measured, its
       `test_accuracy` in [0, 1].
+    - tables: further pairs of names and texts to show, by caption; those without pairs are left out.
     - notes: sentences that the reader must know to judge the numbers.
     - partition: how many training examples of each class each client has.
 
@@ -92,6 +93,7 @@ class RunReport:
     reliability: Mapping[str, Reliability] = field(default_factory=dict)
     history: Sequence[Mapping[str, object]] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     partition: ClassCounts | None = None
 
@@ -143,6 +145,7 @@ def _section(run: RunReport, number: int) -> dict[str, object]:
         "rounds": len(run.history),
         "duration": _duration(run.history),
         "clients": clients_section(run.partition, number) if run.partition is not None else {},
+        "tables": {caption: pairs for caption, pairs in run.tables.items() if pairs},
         "settings": _groups(run.settings),
         "environment": run.environment,
     }

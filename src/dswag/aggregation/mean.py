@@ -1,6 +1,6 @@
-"""What the server makes of the clients' weights (Algorithm 1, line 12), as folds over training results."""
+"""Means of the clients' weights, plain and by numbers of examples (McMahan et al. 2017)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dswag.tasks import Fold, TrainResult
+from dswag.tasks import TrainResult
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,16 @@ class Aggregate:
     num_clients: int
     num_examples: int
     loss: float
-    """Mean training loss of the clients' last local epoch, each example weighing the same."""
+    """Mean training loss of the clients' last local epoch, each example weighing the same.
+
+    Under robust rules the median of the clients' losses, since numbers of examples and losses are what clients claim.
+    """
 
 
 class Mean:
     """The mean of the clients' last weights, accumulated in place as a float64 sum.
 
-    `weighted` weighs each client by its number of examples (McMahan et al. 2016, Algorithm 1), otherwise all weigh the
+    `weighted` weighs each client by its number of examples (there, Algorithm 1), otherwise all weigh the
     same, as the paper's Section 5 says. Double-width sums of the weights themselves, which are exact in float64, keep
     the outcome within half a unit in the last place of float32, so that the order of the clients hardly matters.
     `anchor`, the θ that the clients start from, says what θ looks like.
@@ -57,16 +60,24 @@ class Mean:
         self._num_examples += other._num_examples
         self._num_clients += other._num_clients
 
+    def empty(self) -> Self:
+        """A mean of the same kind of no clients."""
+        return type(self)(self.anchor, weighted=self.weighted)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums."""
+        numbers = (self._weight, self._loss_sum, self._num_examples, self._num_clients)
+        return {"sum [d]": self._sum, "numbers": torch.tensor(numbers, dtype=torch.float64)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Takes on the sums of another."""
+        self._sum = state["sum [d]"].clone()
+        self._weight, self._loss_sum, num_examples, num_clients = state["numbers"].tolist()
+        self._num_examples, self._num_clients = int(num_examples), int(num_clients)
+
     def result(self) -> Aggregate:
         """The mean so far."""
         if not self._num_clients:
             raise ValueError("there is no mean of no clients: add a result first")
         theta = (self._sum / self._weight).to(self.anchor.dtype)
         return Aggregate(theta, self._num_clients, self._num_examples, self._loss_sum / self._num_examples)
-
-
-AGGREGATIONS: Mapping[str, Callable[[Float[Tensor, "d"]], Fold[TrainResult, Aggregate]]] = {
-    "mean": Mean,
-    "weighted-mean": lambda anchor: Mean(anchor, weighted=True),
-}
-"""Line 12's Update by name: each makes an empty fold from the θ that the clients start from."""

@@ -1,0 +1,46 @@
+"""The rules by name."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dswag.aggregation.clipping import Clipped
+from dswag.aggregation.coordinates import median, trimmed_mean
+from dswag.aggregation.geometric import geometric_median
+from dswag.aggregation.krum import krum, multi_krum
+from dswag.aggregation.mean import Mean
+from dswag.aggregation.robust import Robust, Rule
+
+ROBUST: Mapping[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("median", median, spare=1),
+        Rule("trimmed-mean", trimmed_mean, spare=1),
+        Rule("geometric-median", geometric_median, spare=1),
+        Rule("krum", krum, spare=3),
+        Rule("multi-krum", multi_krum, spare=3),
+    )
+}
+"""Those that withstand a minority of malicious clients."""
+
+RULES = ("mean", "weighted-mean", *ROBUST)
+"""Line 12's Update by name."""
+
+
+def aggregator(
+    name: str, anchor: Float[Tensor, "d"], *, byzantine: int | float = 0.2, clip_update: float | None = None
+) -> Mean | Robust | Clipped[Mean] | Clipped[Robust]:
+    """An empty fold of the rule with this name.
+
+    Args:
+        name: one of `RULES`.
+        anchor: the θ that the clients start from.
+        byzantine: how many clients may be malicious, a number or a fraction; only the robust rules ask.
+        clip_update: the largest norm of a client's update; no limit if None.
+    """
+    if name in ROBUST:
+        robust = Robust(anchor, ROBUST[name], byzantine=byzantine)
+        return robust if clip_update is None else Clipped(robust, clip_update)
+    mean = Mean(anchor, weighted=name == "weighted-mean")
+    return mean if clip_update is None else Clipped(mean, clip_update)

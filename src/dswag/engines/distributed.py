@@ -1,0 +1,138 @@
+"""Clients spread over the processes of one run, on one machine or several, each of which runs the same program."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dswag import failures, local
+from dswag.engines.in_process import InProcess
+from dswag.engines.ranks import RankError, Ranks
+from dswag.parameters import Layout
+from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, check_tasks, spread
+
+CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
+"""Names of what a rank says of its failure."""
+
+
+class Distributed:
+    """Runs each rank's share of the tasks as `InProcess` does, and merges what the ranks folded.
+
+    Every rank runs the same program with the same settings, has all clients' data at hand, and ends every exchange
+    with the same content in its fold. Rank r takes the r-th of equal runs of consecutive tasks. What the ranks folded
+    is cut by coordinates: each merges one range of all of them, in the order of the ranks, and tells the others. So a
+    rank sends and receives as much as two folds hold, whatever the number of ranks and clients; and where a fold keeps
+    something of every client, as the robust rules do, no rank ever holds all of it: `result` is then called by all
+    ranks together.
+
+    Args:
+        model: any module with trainable parameters, the same on all ranks, on `ranks.device` if that is a GPU.
+        clients: each client's data, as `InProcess` takes them.
+        ranks: the processes, as `dswag.engines.ranks.joined` gives them.
+        loss: mean loss of (outputs, targets).
+        workers: clients at a time on each rank, as for `InProcess`.
+        layout: the parameters in θ; all trainable ones if None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        clients: Sequence[Any],
+        *,
+        ranks: Ranks,
+        loss: local.Loss = F.cross_entropy,
+        workers: int | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        self.ranks = ranks
+        self._local = InProcess(model, clients, loss=loss, workers=workers, layout=layout)
+
+    @property
+    def num_clients(self) -> int:
+        """W."""
+        return self._local.num_clients
+
+    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
+        """The fold after every task's client answered, with the same content on all ranks.
+
+        Raises:
+            ValueError: no tasks, a client that does not exist, a fold that cannot be merged, or ranks that work from
+                different θ.
+            ClientError: a client failed on whichever rank, and the fold does not tolerate it; the first in task order.
+            RankError: another rank is gone, or its fold failed.
+        """
+        check_tasks(tasks, self.num_clients)
+        fold.empty().merge(fold.empty())  # one that cannot be says so before the work
+        start, end = self.ranks.bounds(len(tasks))[self.ranks.rank]
+        part, failure = fold.empty(), None
+        try:
+            if start < end:
+                self._local.reduce(payload, tasks[start:end], part)
+        except Exception as error:  # the others wait for what became of this rank
+            failure = error
+        self._agree(failure, payload, tasks)
+        merge_over(self.ranks, part)
+        fold.merge(part)
+        spread(fold, self.ranks)
+        return fold
+
+    def _agree(self, failure: Exception | None, payload: Payload, tasks: Sequence[Task]) -> None:
+        """Raises, on all ranks alike, what went wrong on the first rank where something did."""
+        start = _fingerprint(payload["theta"] if "theta" in payload else payload["mean"])
+        told = self.ranks.tell({"start": start, **_described(failure)})
+        for rank, said in enumerate(told):
+            if rank == self.ranks.rank and failure is not None:
+                raise failure
+            if CLIENT_FAILED in said:
+                raise failures.unpacked(said[CLIENT_FAILED], tasks)[0]
+            if RANK_FAILED in said:
+                raise RankError(f"rank {rank} failed: {bytes(said[RANK_FAILED].tolist()).decode()}")
+        apart = [rank for rank, said in enumerate(told) if not torch.equal(said["start"], start)]
+        if apart:
+            raise ValueError(
+                f"ranks {apart} work from another θ than rank {self.ranks.rank}: "
+                "every rank must be given the same model, settings and seed"
+            )
+
+
+def merge_over(ranks: Ranks, fold: Fold[Any, Any]) -> None:
+    """Makes the fold, in place, what the folds of all ranks are together, merged in the order of the ranks.
+
+    Each merges one range of the coordinates and tells the others; what is `APART` it keeps to itself.
+    """
+    state = fold.state()
+    bounds = {name: ranks.bounds(t.shape[-1]) for name, t in state.items() if name.endswith(PER_COORDINATE)}
+    received = ranks.trade(
+        {name: t[..., slice(*bounds[name][rank])] if name in bounds else t for name, t in state.items()}
+        for rank in range(ranks.size)
+    )
+    merged = _loaded(fold.empty(), next(received))
+    for message in received:
+        merged.merge(_loaded(fold.empty(), message))
+    state = merged.state()
+    mine = {name: t for name, t in state.items() if name.endswith(PER_COORDINATE) and not name.endswith(APART)}
+    told = ranks.tell(mine)
+    fold.load({**state, **{name: torch.cat([ranges.pop(name) for ranges in told], -1) for name in mine}})
+
+
+def _loaded(fold: FoldT, state: Mapping[str, Tensor]) -> FoldT:
+    fold.load(state)
+    return fold
+
+
+def _fingerprint(theta: Tensor) -> Tensor:
+    """A number that hardly any other θ has."""
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return theta.detach().contiguous().view(integers[theta.element_size()]).sum(dtype=torch.int64).cpu()
+
+
+def _described(failure: Exception | None) -> dict[str, Tensor]:
+    """A failure as the other ranks learn of it."""
+    if failure is None:
+        return {}
+    if isinstance(failure, ClientError):
+        return {CLIENT_FAILED: failures.packed([failure])}
+    text = f"{type(failure).__name__}: {failure}"
+    return {RANK_FAILED: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}

@@ -1,0 +1,161 @@
+"""An engine that keeps what clients answered on disk, so that a run that was killed asks only those left."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Self
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dswag.faults import fault
+from dswag.files import SaveError, replacing, saving
+from dswag.fingerprints import fingerprint
+from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask, deliver
+
+_FORMAT = "dswag-answer"
+
+
+class Recorded:
+    """Another engine whose answers to `TrainTask`s are saved, one file each, and taken from there the next time.
+
+    Answers are folded in task order, those saved among those that come, so that a fold ends up as if all had come now,
+    bit for bit. A file serves only the task and payload that it answers; an answer that does not fit its task is not
+    saved.
+
+    Args:
+        engine: where the clients are.
+        folder: for the files, of s times d weights each; made when the first comes.
+        answered: called after each answer that was folded.
+    """
+
+    def __init__(self, engine: Engine, folder: str | Path, *, answered: Callable[[], None] = lambda: None) -> None:
+        self.engine = engine
+        self.folder = Path(folder)
+        self.answered = answered
+
+    @property
+    def num_clients(self) -> int:
+        """W of the engine within."""
+        return self.engine.num_clients
+
+    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
+        """The fold after every task's answer, saved or new, was taken in, in task order."""
+        if not all(isinstance(task, TrainTask) for task in tasks):
+            return self.engine.reduce(payload, tasks, fold)
+        basis = fingerprint(payload)
+        answers = {task.index: _Answer.to(task, basis, self.folder) for task in tasks}
+        saved = [index for index, answer in answers.items() if answer.load() is not None]
+        recording = _Recording(fold, payload, answers, saved, self.answered)
+        left = [task for task in tasks if task.index not in saved]
+        if left or not tasks:
+            self.engine.reduce(payload, left, recording)
+        recording.replay()
+        return fold
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The file for the answer to a task."""
+
+    task: Task
+    path: Path
+    key: str
+    """Of the task and its payload."""
+
+    @classmethod
+    def to(cls, task: Task, payload: str, folder: Path) -> Self:
+        """The file for the answer to this task about the payload with this fingerprint."""
+        return cls(task, folder / f"{task.index:05d}.safetensors", fingerprint({}, payload, repr(task)))
+
+    def load(self) -> TrainResult | None:
+        """The answer; None where there is none, or none that can be read, or one to something else."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata["format"] != _FORMAT or metadata["key"] != self.key:
+                    return None
+                thetas = file.get_tensor("thetas")
+            if metadata["fingerprint"] != fingerprint({"thetas": thetas}, metadata["numbers"]):
+                return None
+            return TrainResult(thetas=thetas, **json.loads(metadata["numbers"]))
+        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+
+    def save(self, result: TrainResult) -> None:
+        """Writes the answer."""
+        thetas = result.thetas.contiguous()
+        names = ("index", "client", "num_examples", "loss")
+        numbers = json.dumps({name: getattr(result, name) for name in names})
+        key, content = self.key, fingerprint({"thetas": thetas}, numbers)
+        metadata = {"format": _FORMAT, "key": key, "numbers": numbers, "fingerprint": content}
+        with saving(self.path, "make room for the clients' answers, and start again"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as temporary:
+                save_file({"thetas": thetas}, temporary, metadata)
+
+
+class _Recording(Generic[FoldT]):
+    """A fold, in place, that saves answers after another took them in, and puts saved ones in their turn."""
+
+    def __init__(
+        self,
+        fold: FoldT,
+        payload: Payload,
+        answers: Mapping[int, _Answer],
+        saved: Sequence[int],
+        answered: Callable[[], None],
+    ) -> None:
+        self.fold = fold
+        self.payload = payload
+        self.answers = answers
+        self.turn = {index: place for place, index in enumerate(answers)}
+        self.saved = list(saved)
+        self.answered = answered
+
+    def add(self, result: Result) -> None:
+        """Takes in what comes before the answer, then the answer, and saves it."""
+        self.replay(until=result.index)
+        self.fold.add(result)
+        answer = self.answers.get(result.index)
+        if answer and isinstance(result, TrainResult) and not fault(answer.task, result, self.payload):
+            answer.save(result)
+        self.answered()
+
+    def miss(self, error: ClientError) -> None:
+        """Takes in what comes before the answer that did not come, and hands on why."""
+        self.replay(until=error.task.index)
+        deliver(self.fold, error)
+
+    def merge(self, other: Self) -> None:
+        """Takes in what another one took in."""
+        self.fold.merge(other.fold)
+
+    def result(self) -> Any:
+        """What the fold within came to."""
+        return self.fold.result()
+
+    def empty(self) -> Self:
+        """A recording of the same answers into an empty fold."""
+        return type(self)(self.fold.empty(), self.payload, self.answers, (), self.answered)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the fold within took in."""
+        return self.fold.state()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Loads the fold within."""
+        self.fold.load(state)
+
+    def replay(self, until: int | None = None) -> None:
+        """Takes in the saved answers whose turn is before that task's; all that are left if None."""
+        end = len(self.turn) if until is None else self.turn.get(until, 0)
+        while self.saved and self.turn[self.saved[0]] < end:
+            answer = self.answers[self.saved.pop(0)]
+            result = answer.load()
+            if result is None:
+                raise SaveError(f"{answer.path} was changed while it was needed: leave it alone, and start again")
+            self.fold.add(result)
+            self.answered()

@@ -1,0 +1,56 @@
+"""What a run folder tells of a run in numbers and words: its rounds, its phase 2, its scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dswag.evaluation.calibration import Reliability
+from dswag.evaluation.metrics import Scores
+from dswag.exchange import Missing
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A line of the history: one round of phase 1."""
+
+    round: int
+    """From 1."""
+    loss: float
+    seconds: float
+    """What the round took, without what was measured after it."""
+    clients: tuple[int, ...]
+    """Those sampled, also those that are missing."""
+    test_accuracy: float | None = None
+    missing: tuple[Missing, ...] = ()
+    """Those whose answers did not come, and why."""
+    bytes_down: int = 0
+    """What went to all clients together, in training; what evaluation takes is not counted."""
+    bytes_up: int = 0
+
+
+@dataclass(frozen=True)
+class ExploreRecord:
+    """The last line of the history: phase 2."""
+
+    seconds: float
+    """What it took; in a run that was resumed within it, since then."""
+    clients: tuple[int, ...]
+    """The explorers, also those that are missing."""
+    missing: tuple[Missing, ...]
+    bytes_down: int
+    bytes_up: int
+    phase: Literal[2] = 2
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How good the methods of a run are on the test set."""
+
+    scores: Mapping[str, Scores]
+    """By method, in the order in which they are shown."""
+    reliability: Mapping[str, Reliability]
+    samples: int
+    scale: float
+    seconds: Mapping[str, float]
+    """What each part of the run took."""
+    environment: Mapping[str, str]

@@ -1,0 +1,81 @@
+"""An engine some of whose clients lie, and the lies that they tell."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dswag.randomness import generator_for
+from dswag.tasks import ClientError, Engine, FoldT, Payload, Task, TrainResult, deliver
+
+Lie = Callable[[Tensor, Tensor, list[Tensor], int], Tensor]
+"""Of the snapshots [s, d] that an attacker has trained, the θ [d] it was sent, and all honest snapshots, the attackers
+knowing everything; and of a seed."""
+
+
+class Attacked:
+    """An engine whose clients number 0 to `attackers` - 1 answer training tasks with lies."""
+
+    def __init__(self, engine: Engine, attackers: int, lie: Lie) -> None:
+        self.engine = engine
+        self.attackers = attackers
+        self.lie = lie
+
+    @property
+    def num_clients(self) -> int:
+        return self.engine.num_clients
+
+    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
+        answers = self.engine.reduce(payload, tasks, _Answers()).list
+        honest = [a.thetas for a in answers if isinstance(a, TrainResult) and a.client >= self.attackers]
+        for answer in answers:
+            if isinstance(answer, TrainResult) and answer.client < self.attackers:
+                answer = replace(answer, thetas=self.lie(answer.thetas, payload["theta"], honest, answer.client))
+            deliver(fold, answer)
+        return fold
+
+
+class _Answers:
+    def __init__(self) -> None:
+        self.list: list = []
+
+    def add(self, result) -> None:
+        self.list.append(result)
+
+    def miss(self, error: ClientError) -> None:
+        self.list.append(error)
+
+    def merge(self, other) -> None:
+        self.list += other.list
+
+    def result(self) -> list:
+        return self.list
+
+
+def sign_flip(thetas, theta, honest, seed):
+    """Ten times its own step, backwards."""
+    return theta - 10 * (thetas - theta)
+
+
+def noise(thetas, theta, honest, seed):
+    """Weights with noise that drowns them."""
+    return thetas + 30 * torch.randn(thetas.shape, generator=generator_for(seed))
+
+
+def constant(thetas, theta, honest, seed):
+    """The same number everywhere."""
+    return torch.full_like(thetas, 3.0)
+
+
+def collusion(thetas, theta, honest, seed):
+    """All attackers the same: ten times the mean step of the honest clients, backwards (Xie et al. 2020)."""
+    return theta - 10 * (torch.stack(honest).mean(0) - theta)
+
+
+def not_a_number(thetas, theta, honest, seed):
+    """Nothing that could be averaged."""
+    return torch.full_like(thetas, torch.nan)
+
+
+LIES = {lie.__name__: lie for lie in (sign_flip, noise, constant, collusion)}

@@ -1,0 +1,49 @@
+"""`dswag train --engine distributed`: the same run folder, from several processes."""
+
+import json
+
+import pytest
+import torch
+from engines.launch import torchrun
+
+from dswag.cli import main
+from dswag.experiments.recipe import Recipe
+from dswag.run_folder import FILES, RunFolder
+
+TINY = ["--clients", "5", "--clients-per-round", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "2"]
+
+
+def test_two_processes_write_the_run_folder_that_one_writes(tmp_path, capsys):
+    there, here = tmp_path / "two", tmp_path / "one"
+    done = torchrun("-m", "dswag", "train", *TINY, "--engine", "distributed", "--output", there, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == str(there)  # so nobody printed anything else
+    assert done.stderr.count("phase 1: round 1/2") == 1
+    assert main(["train", *TINY, "--output", str(here), "--json"]) == 0
+    assert {path.name for path in there.iterdir()} == {path.name for path in here.iterdir()} == set(FILES)
+    two, one = RunFolder.open(there), RunFolder.open(here)
+    assert two.config(Recipe) == one.config(Recipe)
+    assert torch.equal(two.checkpoint().theta, one.checkpoint().theta)
+    theirs, ours = two.posterior().tensors(), one.posterior().tensors()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    assert [(r.loss, r.clients, r.test_accuracy) for r in two.history()] == [
+        (r.loss, r.clients, r.test_accuracy) for r in one.history()
+    ]
+    assert two.metrics().scores == one.metrics().scores
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ([], 1, "a run over several processes is started by torchrun, which sets RANK, WORLD_SIZE"),
+        (["--centering", "running"], 2, "centering running depends on the order of the clients"),
+        (["--rank-timeout", "0"], 2, "--rank-timeout must be above 0 seconds, got 0"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_work(flags, code, words, tmp_path, capsys, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    output = tmp_path / "run"
+    assert main(["train", *TINY, "--engine", "distributed", *flags, "--output", str(output)]) == code
+    assert words in capsys.readouterr().err
+    assert not output.exists()

@@ -1,0 +1,60 @@
+"""One of several processes, as `torchrun` starts it: plays all scenarios, and writes what came into a folder."""
+
+import sys
+from pathlib import Path
+
+import torch
+from engines.scenarios import SCENARIOS, clients, network, tasks, text, theta
+from safetensors.torch import save_file
+
+from dswag.engines.distributed import Distributed
+from dswag.engines.ranks import joined
+from dswag.folds import Snapshots
+from dswag.moments import Moments
+
+
+class Spoiled(Snapshots):
+    """A fold that fails where client 1's result comes in."""
+
+    def add(self, result):
+        if result.client == 1:
+            raise OSError("the disk is full")
+        super().add(result)
+
+
+def words_of_error(function):
+    """What went wrong."""
+    try:
+        function()
+    except Exception as error:
+        return {"error": text(f"{type(error).__name__}: {error}")}
+
+
+def main(folder):
+    """Plays the scenarios."""
+    with joined(timeout=60) as ranks:
+
+        def make_engine(model, data):
+            return Distributed(model, data, ranks=ranks)
+
+        found = {scenario.__name__: scenario(make_engine) for scenario in SCENARIOS}
+        engine = make_engine(network(), clients())
+
+        def reduce(payload, fold):
+            return lambda: engine.reduce(payload, tasks([0, 1]), fold)
+
+        found["spoiled"] = words_of_error(reduce({"theta": theta()}, Spoiled()))
+        found["printed"] = words_of_error(reduce({"theta": theta()}, Moments(theta(), centering="running")))
+        found["apart"] = words_of_error(reduce({"theta": theta() + ranks.rank}, Snapshots()))
+        values = torch.arange(5.0)
+        found["coordinates"] = {
+            "part": ranks.part(values),
+            "whole": ranks.whole(ranks.part(values)),
+            "total": ranks.total(ranks.part(values).sum()),
+        }
+        named = {f"{name}/{key}": tensor.contiguous() for name, one in found.items() for key, tensor in one.items()}
+        save_file(named, Path(folder) / f"{ranks.rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
