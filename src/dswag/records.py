@@ -1,10 +1,11 @@
 """What a run folder tells of a run in numbers and words: its rounds, its phase 2, its scores."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dswag.evaluation.calibration import Reliability
+from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
 from dswag.exchange import Missing
 
@@ -54,3 +55,5 @@ class Metrics:
     seconds: Mapping[str, float]
     """What each part of the run took."""
     environment: Mapping[str, str]
+    inspection: Mapping[str, Inspection] = field(default_factory=dict)
+    """Class by class and example by example, of the methods that are looked into."""

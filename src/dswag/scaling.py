@@ -20,7 +20,7 @@ from dswag.config import Config
 from dswag.exchange import exchange
 from dswag.posterior import GaussianPosterior
 from dswag.randomness import derive_seed
-from dswag.tasks import CalibrateResult, CalibrateTask, Engine, Part
+from dswag.tasks import CalibrateResult, CalibrateTask, Draws, Engine, Part
 
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.0, 3.0)
 TEMPERATURES = (1.0, *(2 ** (step / 8) for step in range(-8, 9) if step))
@@ -42,20 +42,37 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
     Raises:
         ValueError: no examples were held out.
     """
-    if not config.holdout:
-        raise ValueError("calibration needs examples that no client trained on: train with holdout, such as 0.1")
     inner = SCALES if posterior.variance_within is not None else (1.0,)
     candidates = [
         replace(posterior, within_scale=within, between_scale=between, temperature=1.0)
         for within, between in product(inner, SCALES)
     ]
-    seed = derive_seed(config.seed, 4)
-    draws = tuple(candidate.draws(seed, DRAWS) for candidate in candidates)
+    draws = tuple(candidate.draws(derive_seed(config.seed, 4), DRAWS) for candidate in candidates)
+    gains = held_out_gains(engine, posterior, draws, TEMPERATURES, config)
+    group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
+    hotter = _best(gains.sums[group], gains.squares[group], gains.num_examples)
+    return replace(candidates[group], temperature=TEMPERATURES[hotter])
+
+
+def held_out_gains(
+    engine: Engine,
+    posterior: GaussianPosterior,
+    draws: tuple[Draws, ...],
+    temperatures: tuple[float, ...],
+    config: Config,
+) -> "Gains":
+    """How much better than the first each group of draws, at each temperature, predicts what the clients held out.
+
+    Raises:
+        ValueError: no examples were held out.
+    """
+    if not config.holdout:
+        raise ValueError("calibration needs examples that no client trained on: train with holdout, such as 0.1")
     enough = config.enough_of(engine.num_clients)
     statistics = batch_norm.refresh(
         engine,
         posterior.tensors(),
-        seed=seed,
+        seed=draws[0].seed,
         max_examples=config.batch_norm_examples,
         draws=draws,
         part=config.training_part,
@@ -70,15 +87,12 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
             part=Part(fraction=config.holdout, seed=config.seed, held_out=True),
             batch_size=batch_norm.BATCH_SIZE,
             draws=draws,
-            temperatures=TEMPERATURES,
+            temperatures=temperatures,
         )
         for client in range(engine.num_clients)
     ]
     payload = {**posterior.tensors(), **buffers}
-    gains = exchange(engine, payload, tasks, SummedGains(), minimum=enough).fold.result()
-    group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
-    hotter = _best(gains.sums[group], gains.squares[group], gains.num_examples)
-    return replace(candidates[group], temperature=TEMPERATURES[hotter])
+    return exchange(engine, payload, tasks, SummedGains(), minimum=enough).fold.result()
 
 
 def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_examples: int) -> int:

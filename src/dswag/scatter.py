@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -88,15 +88,18 @@ class Scatter:
             self.within = torch.zeros_like(self.total)
         d, on_cpu = len(self.anchor), self.anchor.device.type == "cpu"
         block, chunk = (BLOCK, CHUNK) if on_cpu else (d, d)
-        differences, own_differences = zip(*rows, strict=True)
-        vectors = [self.anchor, self.sum, self.total, self.within, *thetas, *differences, *own_differences]
+        groups: list[Iterable[Tensor | None]] = [thetas, *zip(*rows, strict=True)]
 
         def take(_: None, start: int) -> None:
-            buffers = self.sum.new_empty(3 if len(thetas) > 1 else 2, min(chunk, d))
-            split = [repeat(None) if v is None else v[start : start + block].split(chunk) for v in vectors]
-            for anchor, sums, total, within, *others in zip(*split, strict=False):
-                parts, rows, own_rows = (others[s * len(thetas) : (s + 1) * len(thetas)] for s in range(3))
-                free = buffers[:, : len(anchor)].unbind()
+            def split(vector: Tensor | None) -> Iterable[Any]:
+                return repeat(None) if vector is None else torch.split(vector[start : start + block], chunk)
+
+            buffers = self.sum.new_empty(3 if len(thetas) > 1 else 2, min(chunk, d)).unbind()
+            vectors = map(split, (self.anchor, self.sum, self.total, self.within))
+            for anchor, sums, total, within, parts, rows, own_rows in zip(
+                *vectors, *(zip(*[split(vector) for vector in group], strict=False) for group in groups), strict=False
+            ):
+                free = buffers if len(anchor) == chunk else [buffer[: len(anchor)] for buffer in buffers]
                 self._welford(anchor, sums, total, zip(parts, rows, strict=True), sign, running, free)
                 if len(thetas) > 1:
                     within.add_(_own_scatter(parts, own_rows, free), alpha=sign)

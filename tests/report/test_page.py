@@ -8,14 +8,21 @@ import pytest
 
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
+from dswag.evaluation.inspection import ClassScores, Inspection, Telling
 from dswag.evaluation.metrics import Scores
 from dswag.report.page import RunReport, answer, render
-from dswag.report.plots import PALETTE
+from dswag.report.svg import PALETTE
 
 PHASE_1 = Scores(0.9790, 0.0690, 0.0330, 0.0043, 0.0040, 1000)
 DSWAG = Scores(0.9805, 0.0640, 0.0310, 0.0034, 0.0041, 1000)
 ENSEMBLE = Scores(0.9798, 0.0636, 0.0312, 0.0035, 0.0038, 1000)
 COUNTS = ClassCounts(("cat", "dog"), ((1000, 3000), (5, 0)))
+PNG = "data:image/png;base64,iVBORw0KGgo="
+INSPECTION = Inspection(
+    (ClassScores("four", 1200, 0.975, 0.5, 0.25, "nine"), ClassScores("nine", 0, None, None, None, None)),
+    most_uncertain=(Telling(7, "four", "four", 0.513, PNG),),
+    most_wrong=(Telling(9, "nine", "four", 0.987, PNG), Telling(3, "nine", "four", 0.9)),
+)
 CURVE = Reliability("equal-mass", (0.6, 0.99), (0.5, 1.0), (10, 10))
 
 
@@ -32,6 +39,7 @@ def full_run(title="ten clients", **settings):
         history=[{"round": 1, "loss": 2.0, "seconds": 0.5}, {"round": 2, "loss": 1.0, "seconds": 0.75}],
         environment={"torch": "2.13.0"},
         notes=["Phase 1 stopped early."],
+        inspection={"DSWAG": INSPECTION},
         partition=COUNTS,
     )
 
@@ -43,7 +51,7 @@ PAGES = [[full_run("one")], [full_run("one"), OTHER_RUN]]
 class Page(HTMLParser):
     """Elements with their attributes in document order, and the text of table cells; fails on tags that do not pair."""
 
-    VOID = frozenset({"meta", "br", "path", "use"})
+    VOID = frozenset({"meta", "br", "img", "path", "use"})
 
     def __init__(self, html):
         super().__init__()
@@ -126,6 +134,19 @@ def test_the_table_holds_every_score_and_marks_the_best_of_each_column():
     best = re.findall(r'<td class="best">(.*?)</td>', html)
     assert best == ["98.05", "0.0034", "0.0310", "0.0636", "0.0038"]
     assert "1,000 test examples" in html
+
+
+def test_classes_have_a_row_and_examples_a_picture_with_words():
+    page = Page(render([full_run()]))
+    start = page.cells.index("four")
+    assert page.cells[start : start + 6] == ["four", "1,200", "97.50", "50.00", "0.2500", "nine"]
+    start = page.cells.index("nine", start + 6)
+    assert page.cells[start : start + 6] == ["nine", "0", "–", "–", "–", "–"]
+    assert [image["alt"] for image in page.all("img")] == [
+        "Test image 7: four, rightly taken for four with probability 0.51",
+        "Test image 9: nine, wrongly taken for four with probability 0.99",
+    ]
+    assert "Mostly mistaken for" not in render([RunReport("r")])
 
 
 def test_scores_that_print_alike_are_marked_alike_and_a_lone_method_is_not_marked():
@@ -220,7 +241,8 @@ def test_the_page_is_whole_and_accessible(runs):
 def test_the_page_needs_no_other_file_and_runs_no_script(runs):
     html = render(runs)
     page = Page(html)
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert all(image["src"].startswith("data:image/png;base64,") for image in page.all("img"))
     assert all(
         a.get("xlink:href", "#").startswith("#") and a.get("href", "#").startswith("#") for _, a in page.elements
     )

@@ -11,7 +11,8 @@ import pytest
 
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
-from dswag.report.plots import PALETTE, examples_of_clients, reliability_diagram, training_curve
+from dswag.report.plots import examples_of_clients, reliability_diagram, training_curve
+from dswag.report.svg import PALETTE
 
 SVG = "{http://www.w3.org/2000/svg}"
 HISTORY = [

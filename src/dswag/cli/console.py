@@ -103,6 +103,14 @@ def emit(text: str) -> None:
     sys.stdout.flush()
 
 
+def show(table: Table) -> None:
+    """Writes a table to standard output, as wide as it is where no terminal bounds it."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+
+
 def show_scores(scores: Mapping[str, Scores]) -> None:
     """Writes the table of methods to standard output."""
     table = Table("method")
@@ -110,7 +118,7 @@ def show_scores(scores: Mapping[str, Scores]) -> None:
         table.add_column(name, justify="right")
     for method, values in scores.items():
         table.add_row(method, *(text(values) for text in _COLUMNS.values()))
-    Console().print(table)
+    show(table)
     number = next(iter(scores.values())).num_examples
     emit(f"{number:,} test images; NLL in nats; ECE over 20 bins of equal mass")
 

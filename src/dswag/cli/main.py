@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dswag.cli import commands
 from dswag.cli.calibrating import calibrate
 from dswag.cli.collecting import collect
+from dswag.cli.comparing import compare
 from dswag.cli.console import say
-from dswag.cli.options import Calibrate, Collect, Evaluate, Options, Predict, Report, Train, parse
+from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train, parse
+from dswag.cli.reproducing import reproduce_figures
 from dswag.config import ConfigError
 from dswag.divergence import DivergenceError
 from dswag.engines.ranks import RankError
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: Options) -> None:
     match options:
+        case Compare():
+            compare(options)
         case Train():
             commands.train(options)
         case Evaluate():
@@ -70,3 +74,5 @@ def _run(options: Options) -> None:
             commands.report(options)
         case Collect():
             collect(options)
+        case Reproduce():
+            reproduce_figures(options)

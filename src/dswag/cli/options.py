@@ -1,13 +1,14 @@
 """What each command takes: flags, their help texts, and settings from a TOML file and flags together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, make_dataclass
+from dataclasses import asdict, dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, PositionalMetavarFromFieldName, arg, subcommand
 
+from dswag.baselines import METHODS
 from dswag.config import ConfigError, differences
 from dswag.experiments.recipe import INDIFFERENT, Recipe, Setting, settings
 from dswag.experiments.scoring import DEFAULT_KINDS
@@ -17,25 +18,18 @@ Output = Annotated[Path | None, arg(aliases=("-o",), metavar="PATH")]
 Switch = FlagCreatePairsOff[bool]
 """--json without --no-json; settings have both, so that a flag can win over a file."""
 
+HELD_OUT = 0.1
+"""Share of the examples that a comparison keeps from training, for methods that are tuned."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
-    """Train on a known data set, score all methods on its test set, and write everything into a run folder."""
+class Configured:
+    """What commands take that train: every setting of a recipe, from a file and from flags."""
 
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(optional)")] = None
     """TOML file with settings, named as the flags are but with underscores; flags win over it."""
-    output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/DATASET-MODEL-N)")] = None
-    """Run folder to write, with config.toml, history.jsonl, checkpoint, posterior, metrics.json and report.html."""
-    overwrite: Switch = False
-    """Replace the run that the folder already holds."""
-    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(optional)")] = None
-    """Go on with a run that was stopped, in its folder and with its settings."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
     """Clients trained at a time; the result does not depend on it."""
-    engine: Literal["in-process", "distributed", "flower"] = "in-process"
-    """Where the clients run: in this process, in all that torchrun starts, or on nodes that Flower simulates."""
-    rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
-    """Seconds that the processes of a distributed run wait for one another: more than the longest exchange takes."""
     json: Switch = False
     """Print the result as JSON; progress goes to standard error in any case."""
 
@@ -51,6 +45,28 @@ class Train:
             return Recipe.from_toml(self.config, **self._flags())
         except OSError as error:
             raise ConfigError(f"{self.config} cannot be read: {error.strerror}") from None
+
+    def _flags(self) -> dict[str, object]:
+        return {name: value for group in self._groups() for name, value in group.items()}
+
+    def _groups(self) -> list[Mapping[str, object]]:
+        return [getattr(self, _identifier(group)) for group in _grouped_settings()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Configured):
+    """Train on a known data set, score all methods on its test set, and write everything into a run folder."""
+
+    output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/DATASET-MODEL-N)")] = None
+    """Run folder to write: settings, partition, history, checkpoint, posterior, metrics and report."""
+    overwrite: Switch = False
+    """Replace the run that the folder already holds."""
+    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(optional)")] = None
+    """Go on with a run that was stopped, in its folder and with its settings."""
+    engine: Literal["in-process", "distributed", "flower"] = "in-process"
+    """Where the clients run: in this process, in all that torchrun starts, or on nodes that Flower simulates."""
+    rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
+    """Seconds that the processes of a distributed run wait for one another: more than the longest exchange takes."""
 
     def resumed(self, recipe: Recipe) -> Recipe:
         """The settings of the run that is resumed; file and flags may repeat them, and change what does not matter.
@@ -69,11 +85,28 @@ class Train:
             )
         return asked
 
-    def _flags(self) -> dict[str, object]:
-        return {name: value for group in self._groups() for name, value in group.items()}
 
-    def _groups(self) -> list[Mapping[str, object]]:
-        return [getattr(self, _identifier(group)) for group in _grouped_settings()]
+@dataclass(frozen=True, kw_only=True)
+class Compare(Configured):
+    """Train many methods on one problem at the budget of dswag train, and compare what they predict over several seeds.
+
+    Settings are those of dswag train; 10 % of the examples are held out unless more or fewer are asked for. Results are
+    saved one by one, and those that the folder holds already are not computed again.
+    """
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods; all by default."""
+    seeds: int = 3
+    """How many seeds, from --seed on."""
+    output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/compare-DATASET-MODEL)")] = None
+    """Folder for a file with the outcome of each method and seed, comparison.json and comparison.html."""
+    overwrite: Switch = False
+    """Compute again what the folder holds already."""
+
+    def recipe(self) -> Recipe:
+        """As for training, with examples held out."""
+        recipe = super().recipe()
+        return recipe if recipe.holdout else replace(recipe, holdout=HELD_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +199,31 @@ class Collect:
     """Print what was collected as JSON."""
 
 
-Options = Train | Evaluate | Calibrate | Predict | Report | Collect
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Reproduce the paper's figures and tables: train, measure and draw what has no result yet."""
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help_behavior_hint="(see --list)")] = ()
+    """fig4, fig5-left, fig5-right, fig6, fig7, fig8, table-mnist, table-cifar10, or all."""
+    list: Switch = False
+    """Run nothing; say what is done, what is left and how long that will take."""
+    quick: Switch = False
+    """The same on mnist5k with few rounds, a minute each."""
+    only: tuple[str, ...] = ()
+    """Parts that the names of cases must have, such as seed-0 clients-10."""
+    dataset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the figure's)")] = None
+    """Another data set for the same runs, such as mnist5k, which takes a tenth of the time."""
+    output: Annotated[
+        Output, arg(metavar="DIR", help_behavior_hint="(default: results, results/DATASET or runs/quick)")
+    ] = None
+    """Folder of the results: a JSON file a case, a picture a figure."""
+    work: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")
+    """Folder in which trained weights are kept, so that figures share them."""
+    json: Switch = False
+    """Print what is done and left as JSON."""
+
+
+Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -175,7 +232,8 @@ def parse(arguments: Sequence[str]) -> Options:
     Raises:
         SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
     """
-    commands = (_with_settings(Train), Evaluate, Calibrate, Predict, Report, Collect)
+    configured = (_with_settings(Train), _with_settings(Compare))
+    commands = (*configured, Evaluate, Calibrate, Predict, Report, Collect, Reproduce)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
     union: Any = named[0]
     for command in named[1:]:
@@ -191,7 +249,7 @@ def parse(arguments: Sequence[str]) -> Options:
     return cast("Options", options)
 
 
-def _with_settings(command: type[Train]) -> type[Train]:
+def _with_settings(command: type[Configured]) -> type[Configured]:
     """The command with a flag for each setting of a recipe, in groups; only those given on the command line are set."""
     groups = [
         (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from dswag.evaluation.calibration import check_predictions, expected_calibration_error
@@ -32,15 +32,20 @@ def accuracy(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -
 
 
 def nll(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> float:
-    """Mean negative log-likelihood of the targets, in nats, at least 0.
+    """Mean negative log-likelihood of the targets, in nats, at least 0."""
+    return float(nll_of_each(probabilities, targets).mean())
 
-    A probability counts as no smaller than the smallest positive normal number of its dtype. One example thus adds at
-    most 87.3 in float32 and bfloat16, 708.4 in float64 and 9.7 in float16, and a probability of 0 gives a finite mean.
+
+def nll_of_each(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> Float64[Tensor, "n"]:
+    """Negative log-likelihood of every target, in nats.
+
+    A probability counts as no smaller than the smallest positive normal number of its dtype. One example thus has at
+    most 87.3 in float32 and bfloat16, 708.4 in float64 and 9.7 in float16, and a probability of 0 gives a finite one.
     """
     check_predictions(probabilities, targets)
-    likelihood = probabilities.gather(1, targets[:, None]).cpu().double()
+    likelihood = probabilities.gather(1, targets[:, None]).cpu().double()[:, 0]
     smallest = torch.finfo(probabilities.dtype).smallest_normal
-    return float(-likelihood.clamp(smallest, 1.0).log().mean())
+    return -likelihood.clamp(smallest, 1.0).log()
 
 
 def brier(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> float:

@@ -1,8 +1,16 @@
 """Class probabilities made softer or sharper (Guo et al. 2017, applied to averaged predictions)."""
 
+import math
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
+
+from dswag.evaluation.metrics import nll_of_each
+from dswag.randomness import generator_for
+
+HOTTEST = 20.0
+"""Fitted temperatures lie between this and its inverse."""
 
 
 def temper(probabilities: Float[Tensor, "n c"], temperature: float) -> Float[Tensor, "n c"]:
@@ -14,3 +22,44 @@ def temper(probabilities: Float[Tensor, "n c"], temperature: float) -> Float[Ten
         return probabilities
     tiny = torch.finfo(probabilities.dtype).tiny
     return (probabilities.clamp_min(tiny).log() / temperature).softmax(1)
+
+
+def fit_temperature(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> float:
+    """The temperature at which the probabilities, tempered, have the lowest NLL of the targets.
+
+    The NLL is convex in 1/T; its derivative there, mean(E[ln p] - ln p_y) with the expectation under the tempered
+    probabilities, rises, so bisection finds its root.
+    """
+    tiny = torch.finfo(probabilities.dtype).tiny
+    logs = probabilities.clamp_min(tiny).log().double()
+    right = float(logs.gather(1, targets[:, None]).mean())
+    low, high = -math.log(HOTTEST), math.log(HOTTEST)
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        expected = float(((math.exp(middle) * logs).softmax(1) * logs).sum(1).mean())
+        low, high = (low, middle) if expected > right else (middle, high)
+    return math.exp(-(low + high) / 2)
+
+
+def calibrated_nll(
+    probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"], *, seed: int = 0, splits: int = 5
+) -> float:
+    """The NLL of probabilities tempered by what is fitted on other examples, so that only what they rank counts.
+
+    Half of the examples, at random, fit the temperature for the other half and the other way round; mean over several
+    such splits (Ashukha et al. 2020, Section 4).
+
+    Raises:
+        ValueError: fewer than two examples.
+    """
+    n = len(targets)
+    if n < 2:
+        raise ValueError(f"fitting on one half and scoring the other takes at least 2 examples, got {n}")
+    total = 0.0
+    for split in range(splits):
+        order = torch.randperm(n, generator=generator_for(seed, split))
+        halves = order[: n // 2], order[n // 2 :]
+        for fitted, scored in (halves, halves[::-1]):
+            temperature = fit_temperature(probabilities[fitted], targets[fitted])
+            total += float(nll_of_each(temper(probabilities[scored], temperature), targets[scored]).sum())
+    return total / (n * splits)

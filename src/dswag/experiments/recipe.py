@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
 from functools import cache
-from typing import Any, Literal, Protocol, Self, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, Self, get_type_hints
 
+import torch
 from jaxtyping import Int64
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -38,6 +39,8 @@ class Recipe(Config):
     """Data and model: the network; vgg16 takes images of 32 x 32."""
     checkpoint_every: Count = 1
     """Checkpoints: rounds of phase 1 from one to the next; those after the last are lost when a run is killed."""
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
+    """Data and model: where the model is: cpu, cuda, cuda:1 or mps; batches are moved there."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
     """Partition: clients differ in nothing, in shares of each class, in a few classes each, or in size."""
@@ -114,11 +117,12 @@ def build(
         progress: whether a download shows a bar on standard error.
 
     Raises:
-        ConfigError: an unknown data set, a model that does not take its images, a partition that leaves clients with
-            too few examples, or fewer than one worker.
+        ConfigError: a device that is not there, an unknown data set, a model that does not take its images, a
+            partition that leaves clients with too few examples, or fewer than one worker.
         DataNotFoundError, DataFormatError, CacheNotWritableError: from `dswag.data.datasets.load`.
     """
     try:
+        _check_device(recipe.device)
         dataset = datasets.load(recipe.dataset, recipe.data_dir, progress=progress)
         _, *shape = dataset.train.inputs.shape
         model = models.build(
@@ -128,7 +132,7 @@ def build(
             mean=dataset.mean,
             std=dataset.std,
             seed=derive_seed(recipe.seed, 0, 0),
-        )
+        ).to(recipe.device)
         parts = _partition(recipe, dataset.train.targets)
         engine = make_engine(model, [dataset.train[part] for part in parts], workers=workers)
     except DataFormatError:
@@ -136,6 +140,13 @@ def build(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Experiment(recipe, dataset, model, engine, parts)
+
+
+def _check_device(name: str) -> None:
+    device = torch.device(name)
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= there:
+        raise ValueError(f"device {name} is not there, this machine has {there} of its kind: use cpu")
 
 
 def _partition(recipe: Recipe, targets: Int64[Tensor, "n"]) -> list[Int64[Tensor, "_"]]:

@@ -138,7 +138,7 @@ def _rounds(experiment: Experiment, start: Server) -> Iterator[tuple[RoundRecord
 
     Models with BatchNorm have no test accuracy here: their statistics would need all clients' data in every round.
     """
-    test = None if batch_norm.layers(experiment.model) else _test_engine(experiment)
+    test = None if batch_norm.layers(experiment.model) else test_engine(experiment)
     rounds = synchronize(experiment.engine, start, experiment.recipe)
     while True:
         started = perf_counter()
@@ -180,7 +180,7 @@ def _saved(folder: RunFolder) -> GaussianPosterior | None:
         return None
 
 
-def _test_engine(experiment: Experiment) -> InProcess:
+def test_engine(experiment: Experiment) -> InProcess:
     """The test set as the data of a few clients, so that all threads share the work."""
     test = experiment.dataset.test
     rows = torch.arange(len(test)).tensor_split(min(default_workers(), len(test)))

@@ -1,16 +1,22 @@
 """How good the methods are that a run compares, on its test set."""
 
+import base64
+import io
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
+from dswag.data.datasets import ImageDataset
 from dswag.evaluation.calibration import Reliability, reliability
+from dswag.evaluation.inspection import Inspection, Telling, inspect
 from dswag.evaluation.metrics import Scores, score
 from dswag.experiments.recipe import Experiment, Recipe
 from dswag.posterior import GaussianPosterior
@@ -38,6 +44,8 @@ class Scored:
     method: str
     scores: Scores
     reliability: Reliability
+    inspection: Inspection | None = None
+    """Of DSWAG alone."""
 
 
 def score_methods(
@@ -62,7 +70,8 @@ def score_methods(
 
     def scored(method: str, prediction: Predictive) -> Scored:
         probabilities, targets = prediction.probabilities.cpu(), experiment.dataset.test.targets
-        return Scored(method, score(probabilities, targets), reliability(probabilities, targets))
+        closer = _inspected(probabilities, experiment.dataset) if method == POSTERIOR_METHODS["swag"] else None
+        return Scored(method, score(probabilities, targets), reliability(probabilities, targets), closer)
 
     yield scored(PHASE_1, ensemble(model, theta[None], inputs, **options))
     for kind in kinds:
@@ -81,6 +90,28 @@ def score_methods(
         yield scored(ENSEMBLE, ensemble(model, snapshots, inputs, **options))
 
 
+def _inspected(probabilities: Float[Tensor, "n c"], dataset: ImageDataset) -> Inspection:
+    """The inspection of predictions of the test set, with pictures."""
+
+    def pictured(example: Telling) -> Telling:
+        return replace(example, picture=_data_uri(dataset.test.inputs[example.index]))
+
+    found = inspect(probabilities, dataset.test.targets, dataset.class_names)
+    return replace(
+        found,
+        most_uncertain=tuple(map(pictured, found.most_uncertain)),
+        most_wrong=tuple(map(pictured, found.most_wrong)),
+    )
+
+
+def _data_uri(image: UInt8[Tensor, "c h w"]) -> str:
+    """The image as a PNG inside a URI, in gray or in color."""
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    written = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(written, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
+
+
 def prediction_seed(recipe: Recipe) -> int:
     """The seed of the draws with which a run is evaluated; phases 1 and 2 have their own."""
     return derive_seed(recipe.seed, 3)
@@ -91,14 +122,22 @@ def metrics(scored: Sequence[Scored], recipe: Recipe, seconds: Mapping[str, floa
     return Metrics(
         scores={outcome.method: outcome.scores for outcome in scored},
         reliability={outcome.method: outcome.reliability for outcome in scored},
+        inspection={outcome.method: outcome.inspection for outcome in scored if outcome.inspection is not None},
         samples=recipe.samples,
         scale=recipe.scale,
         seconds=seconds,
-        environment={
-            "dswag": version("dswag"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            "threads": str(torch.get_num_threads()),
-        },
+        environment=environment(),
     )
+
+
+def environment() -> dict[str, str]:
+    """Where something was computed, and with what."""
+    return {
+        "dswag": version("dswag"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
+        "threads": str(torch.get_num_threads()),
+    }

@@ -10,9 +10,20 @@ from markupsafe import Markup
 
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
+from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
 from dswag.report.clients import clients_section
+from dswag.report.examples import examples_section
 from dswag.report.plots import reliability_diagram, training_curve
+
+TEMPLATES = Environment(
+    loader=PackageLoader("dswag.report", ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+"""Of pages that need no other file and no network."""
 
 METHOD, BASELINE = "DSWAG", "phase-1 model"
 """The method that the first sentence of a report is about, and the one it is compared with."""
@@ -28,14 +39,7 @@ def render(runs: Sequence["RunReport"]) -> str:
     """
     if not runs:
         raise ValueError("a report needs at least one run, got none")
-    templates = Environment(
-        loader=PackageLoader("dswag.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("page.html.j2").render(
+    return TEMPLATES.get_template("page.html.j2").render(
         sections=[_section(run, number) for number, run in enumerate(runs)],
         comparison=_comparison(runs),
         columns=_COLUMNS,
@@ -81,6 +85,7 @@ class RunReport:
       `test_accuracy` in [0, 1].
     - tables: further pairs of names and texts to show, by caption; those without pairs are left out.
     - notes: sentences that the reader must know to judge the numbers.
+    - inspection: by method, what is shown of classes and examples; that of DSWAG is.
     - partition: how many training examples of each class each client has.
 
     Raises:
@@ -96,6 +101,7 @@ class RunReport:
     tables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     partition: ClassCounts | None = None
+    inspection: Mapping[str, Inspection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {name: scores.num_examples for name, scores in self.scores.items()}
@@ -146,6 +152,7 @@ def _section(run: RunReport, number: int) -> dict[str, object]:
         "duration": _duration(run.history),
         "clients": clients_section(run.partition, number) if run.partition is not None else {},
         "tables": {caption: pairs for caption, pairs in run.tables.items() if pairs},
+        "examples": examples_section(run.inspection[METHOD]) if METHOD in run.inspection else {},
         "settings": _groups(run.settings),
         "environment": run.environment,
     }

@@ -1,13 +1,7 @@
 """Figures as SVG text: the reliability diagram, the course of phase 1 (Figure 5), and what the clients have."""
 
-import hashlib
-import html
-import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
@@ -19,16 +13,11 @@ from matplotlib.ticker import MaxNLocator
 
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
-
-PALETTE = ("#2f7fd1", "#d2641a", "#2a9461", "#b05fc0", "#a5841f", "#d4508a")
-"""Colors of lines, with a contrast of at least 3 to a white and to a near-black page."""
+from dswag.report.svg import INK, MARKERS, PALETTE, style, to_svg
 
 MOST_ROWS = 50
 """Clients, or classes, that a figure or a table shows one by one."""
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_INK = "#010203"  # drawn with, then replaced by currentColor: lines and words take the color of the page's text
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _NEAREST_TO_ONE = 1e-4
 
 
@@ -43,16 +32,16 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> str:
     """
     if not curves:
         raise ValueError("a reliability diagram needs at least one curve, got none")
-    with _style(f"reliability {dict(curves)}"):
+    with style(f"reliability {dict(curves)}"):
         figure = Figure(figsize=(4.8, 3.7))
         axes = figure.subplots()
-        axes.axhline(0, color=_INK, linewidth=1, zorder=1)
+        axes.axhline(0, color=INK, linewidth=1, zorder=1)
         lines = [
             axes.plot(
                 _spread(curve.confidence),
                 curve.gap,
                 color=PALETTE[index % len(PALETTE)],
-                marker=_MARKERS[index % len(_MARKERS)],
+                marker=MARKERS[index % len(MARKERS)],
                 markersize=4,
                 zorder=2,
             )[0]
@@ -63,7 +52,7 @@ def reliability_diagram(curves: Mapping[str, Reliability]) -> str:
         _confidence_ticks(axes, most=max(max(curve.confidence) for curve in curves.values()))
         figure.legend(lines, list(curves), loc="outside lower center", ncols=2)
         described = " ".join(_described(name, curve) for name, curve in curves.items())
-        return _svg(figure, f"Reliability diagram: confidence minus accuracy against confidence. {described}")
+        return to_svg(figure, f"Reliability diagram: confidence minus accuracy against confidence. {described}")
 
 
 def training_curve(history: Sequence[Mapping[str, object]]) -> str:
@@ -78,7 +67,7 @@ def training_curve(history: Sequence[Mapping[str, object]]) -> str:
         raise ValueError("a training curve needs at least one round, got none")
     measured = [entry for entry in history if entry.get("test_accuracy") is not None]
     panels = [("loss", "training loss", history), ("test_accuracy", "test accuracy", measured)][: 2 if measured else 1]
-    with _style(f"training {history}"):
+    with style(f"training {history}"):
         figure = Figure(figsize=(4.8, 3.7))
         column = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         sentences = []
@@ -91,7 +80,7 @@ def training_curve(history: Sequence[Mapping[str, object]]) -> str:
         column[-1].set_xlabel("global round")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         figure.align_ylabels(column)
-        return _svg(figure, f"Phase 1 against the global round: {'; '.join(sentences)}.")
+        return to_svg(figure, f"Phase 1 against the global round: {'; '.join(sentences)}.")
 
 
 def examples_of_clients(table: ClassCounts, number: int = 0) -> str:
@@ -105,39 +94,40 @@ def examples_of_clients(table: ClassCounts, number: int = 0) -> str:
     said = (
         f"{_span(sizes)} examples of {_span(present)} of {counts.shape[1]} classes for each of {len(counts)} clients."
     )
-    with _style(f"clients {number} {table}"):
+    with style(f"clients {number} {table}"):
         if max(counts.shape) > MOST_ROWS:
             figure = _histograms({"examples of a client": sizes, "classes of a client": present})
-            return _svg(figure, f"Histograms of the numbers of examples and of classes of a client: {said}")
+            return to_svg(figure, f"Histograms of the numbers of examples and of classes of a client: {said}")
         figure = _heat_map(counts, table.class_names)
-        return _svg(figure, f"Heat map of the examples of each client by class, and bars of all it has: {said}")
+        return to_svg(figure, f"Heat map of the examples of each client by class, and bars of all it has: {said}")
 
 
-@contextmanager
-def _style(content: str) -> Iterator[None]:
-    """Settings of our own whatever the user's are; identifiers inside the SVG follow from `content` alone."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(
-            {
-                "svg.fonttype": "none",
-                "svg.hashsalt": hashlib.sha256(content.encode()).hexdigest(),
-                "text.parse_math": False,
-                "figure.constrained_layout.use": True,
-                "figure.facecolor": "none",
-                "axes.facecolor": "none",
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.grid": True,
-                "axes.axisbelow": True,
-                "grid.alpha": 0.15,
-                "legend.frameon": False,
-                "font.size": 9.5,
-                **dict.fromkeys(("grid.color", "axes.edgecolor", "axes.labelcolor", "text.color"), _INK),
-                **dict.fromkeys(("xtick.color", "ytick.color"), _INK),
-            }
+def points_by_method(panels: Mapping[str, Mapping[str, tuple[float, float | None]]]) -> str:
+    """SVG of a panel for each measure, in which every method has a point at its mean, and a bar of one std each way.
+
+    Raises:
+        ValueError: no panel, or panels of different methods.
+    """
+    methods = {tuple(points) for points in panels.values()}
+    if len(methods) != 1:
+        raise ValueError(f"every panel must have the same methods, got {sorted(methods) or 'no panel'}")
+    (names,) = methods
+    with style(f"methods {panels}"):
+        figure = Figure(figsize=(2.6 + 2.0 * len(panels), 0.8 + 0.22 * len(names)))
+        for axes, (measure, points) in zip(
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+        ):
+            means, stds = zip(*((mean, std or 0.0) for mean, std in points.values()), strict=True)
+            axes.errorbar(means, range(len(names)), xerr=stds, fmt="o", markersize=4, color=PALETTE[0])
+            axes.set_xlabel(measure)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
+            axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        described = "; ".join(
+            f"{measure}: {', '.join(f'{name} {mean:.4g}' for name, (mean, _) in points.items())}"
+            for measure, points in panels.items()
         )
-        yield
+        return to_svg(figure, f"Methods compared. {described}.")
 
 
 def _heat_map(counts: Int[np.ndarray, "clients classes"], class_names: Sequence[str]) -> Figure:
@@ -212,16 +202,3 @@ def _number(entry: Mapping[str, object], key: str) -> float:
     if not isinstance(value, int | float):
         raise ValueError(f"every round of a history must have a number as {key!r}, got {value!r} in {dict(entry)}")
     return float(value)
-
-
-def _svg(figure: Figure, description: str) -> str:
-    """The figure as an SVG element with a description for those who do not see it, the same bytes every time."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].rstrip()
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)  # would style the page
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # names of groups, which repeat from figure to figure
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT, svg).replace(f": {_INK}", ": currentColor")
-    attributes = f'role="img" aria-label="{html.escape(description)}" stroke-linejoin="round"'
-    return svg.replace("<svg ", f"<svg {attributes} ", 1) + "\n"

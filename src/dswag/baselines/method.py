@@ -1,0 +1,178 @@
+"""What a method is, what it is given, and what it does its work with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, TypeVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dswag.baselines.costs import Cost, Ledger, Metered, measured
+from dswag.config import Config
+from dswag.data import holdout
+from dswag.data.examples import ClientData, Examples
+from dswag.engines.in_process import InProcess
+from dswag.local import Loss
+from dswag.parameters import Layout
+from dswag.prediction import Posterior, Predictive, ensemble, predictive
+from dswag.randomness import derive_seed
+from dswag.tasks import Engine, Kind
+
+ValueT = TypeVar("ValueT")
+
+Predictor = Callable[[Tensor], Predictive]
+"""What training leaves: inputs [n, ...] to their predictive distribution."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to get from clients with data to predictions."""
+
+    name: str
+    """As the command line knows it."""
+    description: str
+    """What it does, and whose it is."""
+    run: Callable[["Trial"], Predictor]
+    """Trains."""
+    pools_data: bool = False
+    """Whether it needs all clients' examples in one place."""
+    holdout: bool = False
+    """Whether it fits something to examples that training does not see."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What every method is given: the same model, clients and settings.
+
+    Its budget is what Algorithm 1 spends with these settings: every method takes gradients of as many examples.
+    """
+
+    model: nn.Module
+    """With its initial weights."""
+    clients: Sequence[Examples]
+    config: Config
+    loss: Loss = F.cross_entropy
+    """Mean loss of (outputs, targets)."""
+    workers: int | None = None
+    """Clients trained at a time; the outcome does not depend on it."""
+    done: dict[Callable[["Trial"], Any], "Done"] = field(default_factory=dict)
+    """Parts of training that are done, by what does them: another method that shares them gets them at their cost."""
+
+    @cached_property
+    def training_examples(self) -> list[ClientData]:
+        """Each client's examples that training sees."""
+        part = self.config.training_part
+        if part is None:
+            return list(self.clients)
+        seeds = [derive_seed(part.seed, client) for client in range(len(self.clients))]
+        return [holdout.split(data, part.fraction, seed)[0] for data, seed in zip(self.clients, seeds, strict=True)]
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples training sees, over all clients."""
+        return sum(data.num_examples for data in self.training_examples)
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """A part of training that several methods share."""
+
+    value: Any
+    cost: Cost
+    """Without that of the parts it used itself."""
+    used: frozenset[Callable[["Trial"], Any]]
+    """Those, and those that they used."""
+
+
+class Trial:
+    """One method at work on a problem; `cost` grows as it spends."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.config = problem.config
+        self.model = problem.model
+        self.layout = Layout.of(problem.model)
+        self.theta = self.layout.flatten(problem.model)
+        self._ledger = Ledger()
+        self._waited = Ledger()
+        self._used: frozenset[Callable[[Trial], Any]] = frozenset()
+
+    @property
+    def cost(self) -> Cost:
+        """What was spent so far; each shared part once, however long ago it was done."""
+        return sum((self.problem.done[stage].cost for stage in self._used), self._ledger.cost)
+
+    def engine(
+        self, model: nn.Module | None = None, *, loss: Loss | None = None, clients: Sequence[Examples] | None = None
+    ) -> Engine:
+        """The problem's clients, or others, at work on its model or on another; what they do is entered in the cost."""
+        problem = self.problem
+        engine = InProcess(
+            model or problem.model,
+            problem.clients if clients is None else clients,
+            loss=loss or problem.loss,
+            workers=problem.workers,
+        )
+        return Metered(engine, self._ledger)
+
+    def shared(self, stage: Callable[["Trial"], ValueT]) -> ValueT:
+        """What this part of training gives; done once for a problem, and paid for by every method that uses it."""
+        done = self.problem.done
+        if stage not in done:
+            part = Trial(self.problem)
+            with measured(self._waited):
+                value = part.complete(stage)
+            done[stage] = Done(value, part._ledger.cost, part._used)
+        self._used |= {stage, *done[stage].used}
+        found: ValueT = done[stage].value
+        return found
+
+    def complete(self, work: Callable[["Trial"], ValueT]) -> ValueT:
+        """What the work gives, its seconds and memory in the cost."""
+        own = Ledger()
+        with measured(own):
+            value = work(self)
+        self._ledger.add(replace(own.cost, seconds=max(0.0, own.cost.seconds - self._waited.cost.seconds)))
+        return value
+
+    def from_posterior(
+        self,
+        posterior: Posterior,
+        kind: Kind | Literal["mean"] = "swag",
+        *,
+        scale: float = 1.0,
+        model: nn.Module | None = None,
+    ) -> Predictor:
+        """Predicts by averaging over draws from a posterior over the trainable parameters of a model."""
+        model = model or self.model
+        engine = self.engine(model)
+        return lambda inputs: predictive(
+            model,
+            posterior,
+            inputs,
+            samples=self.config.samples,
+            seed=self.prediction_seed,
+            kind=kind,
+            scale=scale,
+            engine=engine,
+            batch_norm_examples=self.config.batch_norm_examples,
+        )
+
+    def from_weights(self, thetas: Float[Tensor, "s d"]) -> Predictor:
+        """Predicts by averaging over some weights."""
+        engine = self.engine()
+        examples = self.config.batch_norm_examples
+        return lambda inputs: ensemble(self.model, thetas, inputs, engine=engine, batch_norm_examples=examples)
+
+    @property
+    def prediction_seed(self) -> int:
+        """The seed of what is drawn for predictions."""
+        return derive_seed(self.config.seed, 3)
+
+
+def complete(method: Method, problem: Problem) -> tuple[Predictor, Cost]:
+    """The method trained on the problem, and what that cost."""
+    trial = Trial(problem)
+    return trial.complete(method.run), trial.cost

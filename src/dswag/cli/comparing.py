@@ -1,0 +1,128 @@
+"""The command `compare`: many methods on one problem, over several seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from rich.table import Table
+
+from dswag.baselines import METHODS
+from dswag.cli import console
+from dswag.cli.commands import RUNS
+from dswag.cli.options import Compare
+from dswag.cli.outputs import to_json, write
+from dswag.comparison import (
+    MEASURES,
+    OUTSIDE,
+    ComparisonError,
+    ComparisonFolder,
+    Failure,
+    Outcome,
+    Spread,
+    chosen,
+    compare_methods,
+    summary,
+)
+from dswag.config import ConfigError
+from dswag.experiments.recipe import Recipe
+
+SHOWN = (("accuracy", "nll", "ece", "brier", "auroc"), ("epochs", "steps", "seconds", "bytes", "memory"))
+"""On a terminal, in two tables; the page has all."""
+
+PLOTTED = ("nll", "ece", "auroc")
+
+
+def compare(options: Compare) -> None:
+    """Runs what the folder does not hold yet, and shows means and standard deviations over the seeds."""
+    recipe = options.recipe()
+    methods = chosen(options.methods, recipe)
+    if options.seeds < 1:
+        raise ConfigError(f"a comparison needs at least one seed, got {options.seeds}")
+    path = options.output or RUNS / f"compare-{recipe.dataset}-{recipe.model}"
+    folder = ComparisonFolder.open(path, recipe, overwrite=options.overwrite)
+    seeds = range(recipe.seed, recipe.seed + options.seeds)
+    outcomes: list[Outcome] = []
+    failures: list[Failure] = []
+    console.say(f"comparing in {path}")
+    with console.display() as display:
+        display.begin("method", len(methods) * len(seeds))
+        for outcome in compare_methods(recipe, methods, seeds, folder, workers=options.workers):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                outcomes.append(outcome)
+            display.advance(_described(outcome))
+    if not outcomes:
+        raise ComparisonError(f"no method came to an outcome: {_described(failures[0])}")
+    found, notes = summary(outcomes), _notes(recipe, len(seeds), failures)
+    data = {
+        "settings": asdict(recipe),
+        "seeds": list(seeds),
+        "methods": {
+            method: {name: asdict(spread) for name, spread in spreads.items()} for method, spreads in found.items()
+        },
+        "failures": [asdict(failure) for failure in failures],
+    }
+    write(path / "comparison.json", to_json(data) + "\n")
+    page = path / "comparison.html"
+    write(page, _page(recipe, found, notes))
+    if options.json:
+        console.emit(to_json({"comparison": str(page), **data}))
+    else:
+        _show(found, notes)
+        console.emit(f"report: {page}")
+
+
+def _described(outcome: Outcome | Failure) -> str:
+    if isinstance(outcome, Failure):
+        return f"{outcome.method}, seed {outcome.seed}, failed: {outcome.cause}"
+    return (
+        f"{outcome.method}, seed {outcome.seed}, accuracy {outcome.scores.accuracy:.4f}, NLL {outcome.scores.nll:.4f}"
+    )
+
+
+def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str]) -> str:
+    from dswag.report.comparison import Cell, Column, render_comparison  # brings matplotlib, which nothing else needs
+
+    return render_comparison(
+        f"{len(found)} methods: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
+        [Column(measure.title, measure.better, name in PLOTTED) for name, measure in MEASURES.items()],
+        {
+            _marked(method): [
+                Cell(measure.text(spreads[name]), spreads[name].mean, spreads[name].std)
+                for name, measure in MEASURES.items()
+            ]
+            for method, spreads in found.items()
+        },
+        described={_marked(method): METHODS[method].description for method in found},
+        notes=notes,
+        settings=asdict(recipe),
+    )
+
+
+def _show(found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str]) -> None:
+    """Writes the tables to standard output."""
+    for names in SHOWN:
+        table = Table("method")
+        for name in names:
+            table.add_column(MEASURES[name].title, justify="right", no_wrap=True)
+        for method, spreads in found.items():
+            table.add_row(_marked(method), *(MEASURES[name].text(spreads[name]) for name in names))
+        console.show(table)
+    for note in notes:
+        console.emit(note)
+
+
+def _marked(method: str) -> str:
+    return f"{method} *" if METHODS[method].pools_data else method
+
+
+def _notes(recipe: Recipe, seeds: int, failures: Sequence[Failure]) -> list[str]:
+    inside, outside = recipe.dataset, OUTSIDE.get(recipe.dataset, f"{recipe.dataset} with its quarters swapped")
+    return [
+        f"Over {seeds} seed{'' if seeds == 1 else 's'}; NLL in nats; ECE over 20 bins of equal mass.",
+        f"AUROC and FPR95 tell {inside} from {outside}, by the entropy of the predictions.",
+        "Epochs are gradients in passes over all training examples; steps are those one after the other, where every "
+        "client has a machine of its own. Seconds and bytes are those of training, shared parts included.",
+        "* needs all examples in one place, whose transport is not counted.",
+        *(f"{_described(failure)}." for failure in failures),
+    ]

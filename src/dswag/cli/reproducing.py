@@ -1,0 +1,57 @@
+"""`dswag reproduce`: the paper's figures and tables, from recipes that travel with the package."""
+
+from pathlib import Path
+
+from dswag.cli import console
+from dswag.cli.options import Reproduce
+from dswag.cli.outputs import to_json, write
+from dswag.config import ConfigError
+from dswag.experiments import plan as plans
+from dswag.experiments.plan import NAMES, Plan
+from dswag.experiments.reproduction import present, remaining, reproduce, seconds_left
+
+RESULTS, QUICK_RESULTS = Path("results"), Path("runs/quick")
+
+
+def reproduce_figures(options: Reproduce) -> None:
+    """Runs what has no result yet, draws each figure from what there is, and says what is left."""
+    names = NAMES if options.list or "all" in options.names else options.names
+    if not names:
+        raise ConfigError(f"reproduce needs a name: one of {', '.join(NAMES)}, or all; --list says what is done")
+    chosen = [plans.load(name, quick=options.quick, dataset=options.dataset) for name in names]
+    results = options.output or (QUICK_RESULTS if options.quick else RESULTS / (options.dataset or ""))
+    if not options.list:
+        for plan in chosen:
+            _run(plan, results, options)
+    if options.json:
+        console.emit(to_json({plan.name: _state(plan, results) for plan in chosen}))
+        return
+    for plan in chosen:
+        state = _state(plan, results)
+        left = f", about {_duration(state['seconds_left'])} left" if state["done"] < state["cases"] else ""
+        console.emit(f"{plan.name:14} {state['done']:3} of {state['cases']:3}{left}  {plan.title}")
+
+
+def _run(plan: Plan, results: Path, options: Reproduce) -> None:
+    from dswag.report.figures import draw  # brings matplotlib, which nothing else needs
+
+    left = remaining(plan, results, only=options.only)
+    with console.display() as display:
+        display.begin(plan.name, len(left))
+        for case in reproduce(plan, results, options.work, only=options.only):
+            write(results / f"{plan.name}.svg", draw(plan.name, plan.title, present(plan, results)))
+            display.advance(f"{case.name}, about {_duration(seconds_left(plan, results))} left")
+
+
+def _state(plan: Plan, results: Path) -> dict[str, float]:
+    return {
+        "cases": len(plan.cases),
+        "done": len(plan.cases) - len(remaining(plan, results)),
+        "seconds_left": round(seconds_left(plan, results)),
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,104 @@
+"""How much numbers would change with other test examples: the bootstrap (Efron 1979) over the test set."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from dswag.evaluation.calibration import Binning, Reliability, reliability
+from dswag.randomness import generator_for
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number, and between what its bootstrap replicates lie."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ReliabilityBand:
+    """A reliability curve, and between what confidence - accuracy of each of its bins lies."""
+
+    curve: Reliability
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+def mean_interval(
+    values: Float[Tensor, "n"], *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> Interval:
+    """The mean of a value per test example, with its percentile interval.
+
+    The values may be paired differences between two methods, such as those of `metrics.nll_of_each`: their interval
+    takes account of how much the methods agree about which examples are hard.
+
+    Raises:
+        ValueError: no values.
+    """
+    values = values.double()
+    return interval(lambda rows: float(values[rows].mean()), len(values), seed=seed, resamples=resamples, level=level)
+
+
+def interval(
+    statistic: Callable[[Int64[Tensor, "n"]], float],
+    n: int,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> Interval:
+    """A function of the rows of the test set, at all rows, with its percentile interval over rows drawn with return.
+
+    Raises:
+        ValueError: no rows.
+    """
+    replicates = torch.tensor([statistic(rows) for rows in _resampled(n, seed, resamples)], dtype=torch.float64)
+    low, high = _percentiles(replicates, level)
+    return Interval(statistic(torch.arange(n)), float(low), float(high))
+
+
+def reliability_band(
+    probabilities: Float[Tensor, "n c"],
+    targets: Int64[Tensor, "n"],
+    *,
+    bins: int = 20,
+    binning: Binning = "equal-mass",
+    seed: int,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> ReliabilityBand:
+    """The reliability curve with a pointwise band: of bin i, over resamples that are cut into bins anew.
+
+    Raises:
+        ValueError: bins that a resample leaves empty, as equal-width bins may be, and what `reliability` raises.
+    """
+    curve = reliability(probabilities, targets, bins=bins, binning=binning)
+    gaps = []
+    for rows in _resampled(len(targets), seed, resamples):
+        gaps.append(reliability(probabilities[rows], targets[rows], bins=bins, binning=binning).gap)
+        if len(gaps[-1]) != len(curve.gap):
+            raise ValueError(f"a resample fills {len(gaps[-1])} of {len(curve.gap)} bins: use equal-mass or fewer bins")
+    low, high = _percentiles(torch.tensor(gaps, dtype=torch.float64), level)
+    return ReliabilityBand(curve, tuple(low.tolist()), tuple(high.tolist()))
+
+
+def _resampled(n: int, seed: int, resamples: int) -> Iterator[Int64[Tensor, "n"]]:
+    """So many rows drawn with return, as often as asked for; the same for every method compared with one seed."""
+    if n < 1:
+        raise ValueError("there is nothing to resample: give at least one example")
+    generator = generator_for(seed)
+    return (torch.randint(n, (n,), generator=generator) for _ in range(resamples))
+
+
+def _percentiles(replicates: Float64[Tensor, "r *b"], level: float) -> tuple[Tensor, Tensor]:
+    tail = (1 - level) / 2
+    low, high = replicates.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    return low, high

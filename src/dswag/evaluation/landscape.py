@@ -1,0 +1,161 @@
+"""The posterior's principal directions, and the loss on lines and planes through its mean (Figures 4 and 6).
+
+The covariance is diag(v) + FᵀF with F [k, d], as `GaussianPosterior.factors` gives it; no matrix of size d x d is made.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+OutcomeT = TypeVar("OutcomeT")
+
+CHUNK = 1 << 16
+"""Elements of θ brought to float64 at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Principal:
+    """Eigenvalues of a covariance, the largest first, and their eigenvectors, of length 1."""
+
+    values: Float64[Tensor, "m"]
+    vectors: Float64[Tensor, "m d"]
+
+    @property
+    def steps(self) -> Float64[Tensor, "m d"]:
+        """The eigenvectors at a length of one standard deviation."""
+        return self.values.sqrt()[:, None] * self.vectors
+
+
+def principal(
+    v: Float[Tensor, "d"],
+    factor: Float[Tensor, "k d"],
+    count: int,
+    *,
+    tolerance: float = 1e-6,
+    iterations: int = 200,
+) -> Principal:
+    """The leading eigenvectors of diag(v) + FᵀF.
+
+    By locally optimal block conjugate gradients (Knyazev 2001) without a preconditioner: Rayleigh-Ritz on the span of
+    the vectors, their residuals and their last steps, which costs 3 `count` products with F an iteration. It starts
+    from the axes of the largest variances and from the eigenvectors of FᵀF, which the Gram matrix F Fᵀ [k, k] gives;
+    so where v is zero it is done at once.
+
+    Args:
+        v: variance of its own of each element; zeros where the low-rank part alone is asked about.
+        factor: F.
+        count: m.
+        tolerance: largest length of Σu - λu, as a share of λ.
+        iterations: most of them.
+
+    Raises:
+        ValueError: a count that the covariance has not, or no convergence.
+    """
+    _check_count(v, factor, count)
+    basis = _orthonormal(_start(v, factor, min(2 * count, len(v))))
+    vectors = previous = basis[:, :0]
+    for _ in range(iterations):
+        image = _product(v, factor, basis)
+        values, rotation = torch.linalg.eigh(basis.T @ image)
+        leading = rotation[:, -count:].flip(1)
+        values = values[-count:].flip(0)
+        previous, vectors = vectors, basis @ leading
+        residual = image @ leading - values * vectors
+        if bool((residual.norm(dim=0) <= tolerance * values).all()):
+            return Principal(values, _signed(vectors.T))
+        step = previous - vectors @ (vectors.T @ previous)
+        basis = _orthonormal(torch.cat([vectors, residual, step], 1))
+    worst = float((residual.norm(dim=0) / values).max())
+    raise ValueError(
+        f"the eigenvectors did not converge: Σu - λu is {worst:.1e} of λ after {iterations} iterations, more than "
+        f"{tolerance:.1e}: ask for fewer, or for a larger tolerance"
+    )
+
+
+def along(
+    mean: Float[Tensor, "d"],
+    direction: Float[Tensor, "d"],
+    distances: Sequence[float],
+    measure: Callable[[Float[Tensor, "d"]], OutcomeT],
+) -> list[OutcomeT]:
+    """What is measured at mean + x · direction, for each distance x.
+
+    The caller's `measure` refreshes BatchNorm statistics where the model has such layers: they belong to each θ.
+    """
+    return [measure(mean + (x * direction).to(mean.dtype)) for x in distances]
+
+
+def on_plane(
+    mean: Float[Tensor, "d"],
+    first: Float[Tensor, "d"],
+    second: Float[Tensor, "d"],
+    distances: Sequence[float],
+    measure: Callable[[Float[Tensor, "d"]], OutcomeT],
+) -> list[list[OutcomeT]]:
+    """What is measured at mean + x · first + y · second: a row for each y, a column for each x."""
+    return [along(mean + (y * second).to(mean.dtype), first, distances, measure) for y in distances]
+
+
+def density_on_plane(distances: Sequence[float]) -> list[list[float]]:
+    """Log density less that of the mean, -(x² + y²)/2, on a plane of two eigenvectors at steps of one deviation."""
+    return [[-(x * x + y * y) / 2 for x in distances] for y in distances]
+
+
+def random_signs(direction: Float[Tensor, "d"], generator: torch.Generator) -> Float[Tensor, "d"]:
+    """The direction with a sign for each element by the toss of a coin, so that its length stays."""
+    coins = torch.randint(2, direction.shape, generator=generator).to(direction.device)
+    return direction * (2 * coins - 1)
+
+
+def _product(v: Tensor, factor: Tensor, basis: Float64[Tensor, "d n"]) -> Float64[Tensor, "d n"]:
+    """(diag(v) + FᵀF) basis in float64, by parts of θ, so that no copy of F is made."""
+    projected = basis.new_zeros(len(factor), basis.shape[1])
+    for part in _parts(len(v)):
+        projected += factor[:, part].double() @ basis[part]
+    image = v.double()[:, None] * basis
+    for part in _parts(len(v)):
+        image[part].addmm_(factor[:, part].double().T, projected)
+    return image
+
+
+def _parts(d: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, d, CHUNK)]
+
+
+def _start(v: Float[Tensor, "d"], factor: Float[Tensor, "k d"], count: int) -> Float64[Tensor, "d n"]:
+    """Eigenvectors of FᵀF = Σ λ u uᵀ with u = Fᵀz / √λ from F Fᵀ z = λ z, and axes of the largest variances."""
+    gram = torch.zeros(len(factor), len(factor), dtype=torch.float64, device=v.device)
+    for part in _parts(len(v)):
+        gram += factor[:, part].double() @ factor[:, part].double().T
+    values, z = torch.linalg.eigh(gram)
+    leading = z[:, values > 1e-12 * values.sum()][:, -count:]
+    low_rank = torch.cat([factor[:, part].double().T @ leading for part in _parts(len(v))])
+    axes = torch.zeros(len(v), count, dtype=torch.float64, device=v.device)
+    largest = v.topk(count).indices
+    axes[largest, torch.arange(count, device=v.device)] = 1.0
+    return torch.cat([low_rank, axes], 1)
+
+
+def _orthonormal(vectors: Float64[Tensor, "d n"]) -> Float64[Tensor, "d r"]:
+    """An orthonormal basis of their span, those of no length of their own left out."""
+    q, r = torch.linalg.qr(vectors / vectors.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny))
+    basis: Tensor = q[:, r.diagonal().abs() > 1e-10]
+    return basis
+
+
+def _signed(vectors: Float64[Tensor, "m d"]) -> Float64[Tensor, "m d"]:
+    """Each with its largest element positive: an eigenvector has no sign of its own."""
+    largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+    return vectors * largest.sign()
+
+
+def _check_count(v: Tensor, factor: Tensor, count: int) -> None:
+    if v.dim() != 1 or factor.dim() != 2 or factor.shape[1] != len(v):
+        raise ValueError(f"a covariance needs v [d] and F [k, d], got {list(v.shape)} and {list(factor.shape)}")
+    rank = len(v) if bool((v > 0).any()) else min(len(factor), len(v))
+    if not 1 <= count <= rank:
+        raise ValueError(f"the covariance has up to {rank} principal directions, got a count of {count}")

@@ -1,0 +1,95 @@
+"""How well uncertainty tells inputs that are unlike the training data from those that are like them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Uncertain(Protocol):
+    """Predictions with their uncertainty, such as `dswag.Predictive`."""
+
+    @property
+    def probabilities(self) -> Float[Tensor, "n c"]:
+        """Of each class."""
+
+    @property
+    def entropy(self) -> Float[Tensor, "n"]:
+        """Of the probabilities."""
+
+    @property
+    def mutual_information(self) -> Float[Tensor, "n"]:
+        """How much the draws disagree."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """How well one score separates two sets of inputs."""
+
+    auroc: float
+    """1 where every input outside scores higher than all those inside, 0.5 where the score says nothing."""
+    fpr95: float
+    """Share of the inputs outside that pass where 95 % of those inside do; lower is better."""
+
+
+def detect(inside: Uncertain, outside: Uncertain) -> dict[str, Detection]:
+    """How well each score of uncertainty tells predictions of inputs outside the distribution from those inside.
+
+    By "entropy" of the mean probabilities, by "confidence" (1 less the largest probability; Hendrycks & Gimpel 2017)
+    and by "mutual information", which says nothing where a single set of weights predicts.
+    """
+    return {
+        name: Detection(auroc(score(inside), score(outside)), fpr_at_tpr(score(inside), score(outside)))
+        for name, score in SCORES.items()
+    }
+
+
+SCORES: Mapping[str, Callable[[Uncertain], Tensor]] = {
+    "entropy": lambda predictions: predictions.entropy,
+    "confidence": lambda predictions: 1 - predictions.probabilities.amax(1),
+    "mutual information": lambda predictions: predictions.mutual_information,
+}
+"""Scores of uncertainty by name: the higher, the more an input seems to be from outside."""
+
+
+def auroc(inside: Float[Tensor, "n"], outside: Float[Tensor, "m"]) -> float:
+    """Area under the ROC curve: P(outside > inside) + ½ P(outside = inside) of one score drawn from each.
+
+    By ranks (Mann & Whitney 1947), so exactly, with all ties.
+
+    Raises:
+        ValueError: scores that are no vectors, empty or NaN.
+    """
+    _check(inside, outside)
+    values, place = torch.unique(torch.cat([inside.double(), outside.double()]), return_inverse=True)
+    num_inside = place[: len(inside)].bincount(minlength=len(values)).double()
+    num_outside = place[len(inside) :].bincount(minlength=len(values)).double()
+    below = num_inside.cumsum(0) - num_inside
+    return float((num_outside * (below + num_inside / 2)).sum()) / (len(inside) * len(outside))
+
+
+def fpr_at_tpr(inside: Float[Tensor, "n"], outside: Float[Tensor, "m"], tpr: float = 0.95) -> float:
+    """Share of the scores outside that are no higher than the least threshold with a share `tpr` inside below or at it.
+
+    Inside counts as positive, as in Liang, Li & Srikant 2018.
+
+    Raises:
+        ValueError: scores that are no vectors, empty or NaN, or a `tpr` outside (0, 1].
+    """
+    _check(inside, outside)
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr must lie in (0, 1], got {tpr}")
+    shares = torch.arange(1, len(inside) + 1, dtype=torch.float64) / len(inside)
+    threshold = inside.sort().values[int((shares < tpr).sum())]
+    return int((outside <= threshold).sum()) / len(outside)
+
+
+def _check(inside: Tensor, outside: Tensor) -> None:
+    for name, scores in (("inside", inside), ("outside", outside)):
+        if scores.dim() != 1 or not len(scores):
+            raise ValueError(f"scores {name} must be a vector of at least one, got shape {list(scores.shape)}")
+        if scores.isnan().any():
+            raise ValueError(f"scores {name} must be free of NaN, got one at {int(scores.isnan().nonzero()[0])}")

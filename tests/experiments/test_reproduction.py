@@ -1,0 +1,81 @@
+"""Reproducing does what is left, and says what that is."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from dswag.experiments.plan import Case, Plan
+from dswag.experiments.reproduction import present, remaining, reproduce, seconds_left
+
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
+
+
+@pytest.fixture
+def plan(tiny_recipe):
+    cases = [{"clients": clients, "seed": seed} for clients in (2, 3) for seed in (0, 1)]
+    recipe = replace(tiny_recipe, rounds=1, explore_epochs=1)
+    made = tuple(Case(settings, replace(recipe, **settings), {}) for settings in cases)
+    return Plan("fig5-left", "Phase 1", "course", 100.0, made)
+
+
+def run(plan, tmp_path, **options):
+    return [case.name for case in reproduce(plan, tmp_path / "results", tmp_path / "work", **options)]
+
+
+def test_seed_after_seed_is_done_and_nothing_twice(plan, tmp_path):
+    assert run(plan, tmp_path) == ["clients-2_seed-0", "clients-3_seed-0", "clients-2_seed-1", "clients-3_seed-1"]
+    assert run(plan, tmp_path) == []
+    names = [(result["case"]["clients"], result["case"]["seed"]) for result in present(plan, tmp_path / "results")]
+    assert names == [(2, 0), (2, 1), (3, 0), (3, 1)]
+
+
+def test_stopped_in_between_it_goes_on_where_it_was(plan, tmp_path):
+    cases = reproduce(plan, tmp_path / "results", tmp_path / "work")
+    next(cases)
+    cases.close()
+    assert len(remaining(plan, tmp_path / "results")) == 3
+    assert len(run(plan, tmp_path)) == 3
+
+
+def test_only_some_cases_are_done_where_that_is_asked(plan, tmp_path):
+    assert run(plan, tmp_path, only=("clients-3", "seed-1")) == ["clients-3_seed-1"]
+    assert run(plan, tmp_path, only=("seed-1",)) == ["clients-2_seed-1"]
+
+
+def test_a_result_says_what_it_is_of(plan, tmp_path):
+    run(plan, tmp_path, only=("clients-2", "seed-0"))
+    result = json.loads((tmp_path / "results" / "fig5-left" / "clients-2_seed-0.json").read_text())
+    assert result["config"]["clients"] == 2
+    assert "data_dir" not in result["config"]
+    assert {"dswag", "torch", "python", "system", "processor"} <= set(result["environment"])
+    assert result["seconds"] > 0
+    assert len(result["measured"]["rounds"]) == 1
+
+
+def test_what_is_left_takes_as_long_as_what_is_done(plan, tmp_path):
+    results = tmp_path / "results"
+    assert seconds_left(plan, results) == 400.0
+    run(plan, tmp_path, only=("clients-2",))
+    done = [result["seconds"] for result in present(plan, results)]
+    assert seconds_left(plan, results) == pytest.approx(sum(done))
+    run(plan, tmp_path)
+    assert seconds_left(plan, results) == 0
+
+
+def edited(path, change):
+    result = json.loads(path.read_text())
+    change(result)
+    path.write_text(json.dumps(result))
+
+
+def test_other_settings_or_options_make_a_result_old(plan, tmp_path):
+    run(plan, tmp_path, only=("seed-0",))
+    path = tmp_path / "results" / "fig5-left" / "clients-2_seed-0.json"
+    assert len(remaining(plan, tmp_path / "results")) == 2
+    edited(path, lambda result: result["config"].pop("nesterov"))  # written before there was such a setting
+    assert len(remaining(plan, tmp_path / "results")) == 2
+    edited(path, lambda result: result["config"].update(learning_rate=0.1))
+    assert len(remaining(plan, tmp_path / "results")) == 3
+    changed = replace(plan, cases=tuple(replace(case, options={"more": 1}) for case in plan.cases))
+    assert len(remaining(changed, tmp_path / "results")) == 4
