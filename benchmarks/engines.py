@@ -8,7 +8,8 @@ first round of a process does not count. Ratios are of the medians within a turn
     python benchmarks/engines.py --growth [--virtual 10 100 1000 10000]
     python benchmarks/engines.py --merge [--parameters 5000000]
 
-PYTHON is the interpreter of an environment in which Apple's pfl is installed (0.6: it wants an older `packaging`).
+Rows of Flower are shown where it is installed with Ray. PYTHON is the interpreter of an environment in which Apple's
+pfl is installed (0.6: it wants an older `packaging`).
 """
 
 import argparse
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -136,6 +138,9 @@ def rows(pfl: str | None) -> dict[str, list[str]]:
         "threads": [*worker, "threads"],
         "2 ranks": [sys.executable, *TORCHRUN, str(HERE), "--worker", "ranks"],
     }
+    if find_spec("ray") is not None and find_spec("flwr") is not None:
+        for way in ("adapter", "bare", "strategy"):
+            commands[f"Flower, {way}"] = [sys.executable, str(HERE.with_name("flower_round.py")), "--way", way]
     if pfl is not None:
         commands["pfl"] = [pfl, str(HERE.with_name("pfl_round.py"))]
     return commands

@@ -354,8 +354,8 @@ WRONG = {
         arrays(theta=np.zeros((1, 53), np.float32)),
         r"must have shape \[2, 53\], got \[1, 53\]",
     ),
-    "not a number": (arrays(theta=np.full((2, 53), np.nan, np.float32)), "refused: it is not finite"),
-    "an infinite loss": (answers('{"numbers": {"num_examples": 5, "loss": Infinity}}'), "refused: it is not finite"),
+    "not a number": (arrays(theta=np.full((2, 53), np.nan, np.float32)), "refused: .* finite"),
+    "an infinite loss": (answers('{"numbers": {"num_examples": 5, "loss": Infinity}}'), "refused: .* finite"),
 }
 
 

@@ -1,9 +1,7 @@
 """Runs in federations of real processes are those of one process, bit for bit."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,6 @@ pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 from flower_processes import EXAMPLE, PATIENCE, Federation, environment  # noqa: E402
-
-SIMULATED = Path(__file__).parents[1] / "flower_simulated.py"
 
 
 def in_one_process(recipe, folder):
@@ -35,7 +31,8 @@ def same(found, expected):
 def test_a_simulated_federation_gives_the_posterior_of_one_process(tmp_path):
     pytest.importorskip("ray", reason="needs Ray: pip install 'flwr[simulation]'")
     settings = {"clients": 4, "rounds": 2, "explore_epochs": 2, "cycles": 2, "samples": 2, "seed": 3}
-    command = [sys.executable, SIMULATED, tmp_path / "run", json.dumps(settings)]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "dswag", "train", "--engine", "flower", "--output", tmp_path / "run", *flags]
     done = subprocess.run(command, env=environment(tmp_path / "home"), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert same(RunFolder.open(tmp_path / "run"), in_one_process(Recipe(**settings), tmp_path / "reference"))

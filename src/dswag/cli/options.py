@@ -64,8 +64,7 @@ class Train(Configured):
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(optional)")] = None
     """Go on with a run that was stopped, in its folder and with its settings."""
     engine: Literal["in-process", "distributed", "flower"] = "in-process"
-    """Where the clients run: in this process, in all that torchrun starts, or on the nodes of a simulated Flower
-    federation; the run folder is the same."""
+    """Where the clients run: in this process, in all that torchrun starts, or on nodes that Flower simulates."""
     rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
     """Seconds that the processes of a distributed run wait for one another: more than the longest exchange takes."""
 

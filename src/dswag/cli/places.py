@@ -36,7 +36,8 @@ def at_place(options: Train, recipe: Recipe, run: Callable[[Place], None]) -> No
                 run(Place(make_engine, keeps_answers=False, leads=ranks.rank == 0, leader_says=ranks.leader_says))
         case "flower":
             try:
-                from dswag.experiments.federation import simulated
+                from dswag.experiments.federation import simulated  # which needs flwr
+
+                simulated(recipe, lambda make_engine: run(Place(make_engine)))
             except ImportError as error:
-                raise ConfigError(f"--engine flower needs Flower: pip install 'dswag[flower]' ({error})") from None
-            simulated(recipe, lambda make_engine: run(Place(make_engine)))
+                raise ConfigError(str(error)) from error
