@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from dswag.experiments.plan import Case, Plan
+from dswag.experiments.plan import Case, Plan, load
 from dswag.experiments.reproduction import present, remaining, reproduce, seconds_left
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
@@ -41,6 +41,13 @@ def test_stopped_in_between_it_goes_on_where_it_was(plan, tmp_path):
 def test_only_some_cases_are_done_where_that_is_asked(plan, tmp_path):
     assert run(plan, tmp_path, only=("clients-3", "seed-1")) == ["clients-3_seed-1"]
     assert run(plan, tmp_path, only=("seed-1",)) == ["clients-2_seed-1"]
+    assert run(plan, tmp_path, only=("seed",)) == []
+
+
+def test_settings_whose_names_have_underscores_can_be_asked_for(tmp_path):
+    chosen = remaining(load("fig8"), tmp_path, only=("explore_epochs-6", "seed-0"))
+    assert {(case.recipe.explore_epochs, case.recipe.seed) for case in chosen} == {(6, 0)}
+    assert len(chosen) == 10  # five partitions, ten and fifty clients
 
 
 def test_a_result_says_what_it_is_of(plan, tmp_path):

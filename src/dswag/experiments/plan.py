@@ -24,9 +24,14 @@ class Case:
     """Of the measure."""
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Of its name, such as "clients-10"."""
+        return tuple(f"{name}-{value}" for name, value in self.settings.items())
+
+    @property
     def name(self) -> str:
         """Of its file, such as "clients-10_seed-0"."""
-        return "_".join(f"{name}-{value}" for name, value in self.settings.items())
+        return "_".join(self.parts)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def reproduce(
 def remaining(plan: Plan, results: Path, *, only: tuple[str, ...] = ()) -> list[Case]:
     """The cases that have no result with today's settings, those of the lowest seed first."""
     cases = sorted(plan.cases, key=lambda case: case.recipe.seed)
-    chosen = [case for case in cases if set(only) <= set(case.name.split("_"))]
+    chosen = [case for case in cases if set(only) <= set(case.parts)]
     return [case for case in chosen if not _is_current(case, _path(plan, case, results))]
 
 
