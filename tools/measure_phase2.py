@@ -223,7 +223,7 @@ def moments_of(
 ) -> Moments:
     """Phase 3 of the snapshots that the recipe would have taken."""
     explorers, epochs = selection(recipe)
-    moments = Moments(theta, rank=recipe.rank, columns=columns, centering=recipe.centering)
+    moments = Moments(theta, rank=recipe.rank, columns=columns, centering=recipe.centering, dtype=torch.float64)
     for index, thetas in enumerate(everything[:explorers]):
         moments.add(thetas[[epoch - 1 for epoch in epochs]], index=index)
     return moments

@@ -18,8 +18,8 @@ from dswag.training import synchronize
 class Langevin(nn.Module):
     """A model whose every gradient in training has Gaussian noise of its own, for plain SGD to step with.
 
-    Returns (outputs, ξᵀθ) with a new ξ ~ N(0, noise² I) at every call: the second, added to the loss, adds ξ to the
-    gradient. Outside training it is 0. The parameters are those of the model, in the same order.
+    Returns (outputs, 0), where the 0 has a new ξ ~ N(0, noise² I) for its gradient at every call in training: added to
+    the loss, it adds ξ to the gradient. The parameters are those of the model, in the same order.
     """
 
     def __init__(self, model: nn.Module, noise: float) -> None:
@@ -28,12 +28,13 @@ class Langevin(nn.Module):
         self.noise = noise
 
     def forward(self, inputs: Any) -> tuple[Any, Tensor]:
-        """(outputs, ξᵀθ)."""
+        """(outputs, ξᵀθ less its own value)."""
         outputs = self.model(inputs)
         if not self.training:
             return outputs, torch.zeros(())
         terms = [(self.noise * torch.randn_like(p) * p).sum() for p in self.model.parameters() if p.requires_grad]
-        return outputs, torch.stack(terms).sum()
+        noise = torch.stack(terms).sum()
+        return outputs, noise - noise.detach()
 
 
 def plus_noise(loss: Loss) -> Loss:

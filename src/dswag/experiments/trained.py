@@ -133,6 +133,7 @@ def _kept(
 ) -> tuple[AboutT, Tensor]:
     """What the work gives, read from files of this name where it was done; the weights are written last."""
     about, weights = path.with_suffix(".json"), path.with_suffix(".safetensors")
+    settings = json.loads(json.dumps(settings))  # as they are read again
     if weights.exists():
         read = json.loads(about.read_text(encoding="utf-8"))
         if all(settings.get(name) == value for name, value in read["settings"].items()):
