@@ -21,7 +21,14 @@ COUNTS = (
     "samples",
 )
 RATES = ("learning_rate", "final_learning_rate", "explore_learning_rate", "explore_final_learning_rate")
-OTHER_RATES = ("server_learning_rate", "server_epsilon", "clip_gradient", "clip_update", "client_time_limit")
+OTHER_RATES = (
+    "server_learning_rate",
+    "server_epsilon",
+    "clip_gradient",
+    "clip_update",
+    "client_time_limit",
+    "max_loss_growth",
+)
 MOMENTA = ("momentum", "server_momentum", "server_second_momentum")
 FLOATS = (*RATES, *OTHER_RATES, *MOMENTA, "stop_accuracy", "weight_decay", "proximal", "scale", "holdout")
 SHARES = ("clients_per_round", "explorers", "min_clients", "byzantine")

@@ -383,7 +383,7 @@ def test_where_a_run_was_left_does_not_decide_whether_it_diverged(swinging):
     ],
 )
 def test_a_loss_has_diverged_at_ten_times_the_first_one_and_ten_at_least(loss, first, diverged):
-    assert has_diverged(loss, first) is diverged
+    assert has_diverged(loss, first, 10.0) is diverged
 
 
 @pytest.mark.parametrize("seed", range(3))

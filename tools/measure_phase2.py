@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor

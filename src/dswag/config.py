@@ -120,6 +120,8 @@ class Config:
     """Faults: share of the clients of each exchange that must answer, where failing ones are skipped."""
     client_time_limit: Rate | None = None
     """Faults: seconds of training after which a client has failed; no limit if not given."""
+    max_loss_growth: Rate = 10.0
+    """Faults: times the first loss, taken as at least 1, above which training has diverged."""
     upload: Literal["float32", "bfloat16"] = "float32"
     """Communication: "bfloat16" sends weights back as differences to θ, in half the bytes."""
 

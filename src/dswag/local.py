@@ -135,7 +135,7 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
         if not (math.isfinite(loss) and torch.isfinite(workspace.theta.sum())):
             cause = f"loss is {loss:g}" if not math.isfinite(loss) else "weights are not finite"
             raise ClientError(task, f"{cause} (learning rate {rate:g})", epoch=epoch)
-        if first_loss is not None and has_diverged(loss, float(first_loss)):
+        if first_loss is not None and has_diverged(loss, float(first_loss), task.max_loss_growth):
             raise ClientError(
                 task,
                 f"loss is {loss:g}, after {first_loss:g} in the first minibatch (learning rate {rate:g}): "

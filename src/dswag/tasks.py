@@ -81,6 +81,8 @@ class TrainTask(Task):
     update: ClientUpdate
     upload: Literal["float32", "bfloat16"] = "float32"
     """How the snapshots come back: as they are, or as bfloat16 differences to the payload's θ, in half the bytes."""
+    max_loss_growth: float = 10.0
+    """Times the first minibatch's loss, taken as at least 1, above which an epoch's has diverged."""
 
 
 @dataclass(frozen=True, kw_only=True)

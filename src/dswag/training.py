@@ -138,7 +138,7 @@ def _check_divergence(state: Server, loss: float, rate: float, config: Config) -
     advice = f"lower learning_rate ({rate:g} in this round), or set clip_gradient"
     if config.server_optimizer != "plain" or config.server_learning_rate != 1:
         advice = f"lower server_learning_rate ({config.server_learning_rate:g}), or " + advice
-    if state.first_loss is not None and has_diverged(loss, state.first_loss):
+    if state.first_loss is not None and has_diverged(loss, state.first_loss, config.max_loss_growth):
         raise DivergenceError(
             f"round {state.round} diverged: the mean training loss is {loss:g}, after {state.first_loss:g} in the "
             f"first round: {advice}"
@@ -168,6 +168,7 @@ def _train_tasks(
             seed=derive_seed(config.seed, phase, round, client),
             update=config.client_update,
             upload=config.upload,
+            max_loss_growth=config.max_loss_growth,
         )
         for index, client in enumerate(clients)
     ]

@@ -126,4 +126,5 @@ def plain_sgd(config: Config) -> Config:
         nesterov=False,
         proximal=0.0,
         clip_gradient=None,
+        max_loss_growth=1e30,  # a chain may climb from where it starts
     )
