@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 from attackers import LIES, Attacked, noise, not_a_number
-from digits import accuracy_of, scores_of, setting, start
+from real_digits import accuracy_of, scores_of, setting, start
 
 from dswag import ClientError, Config, DivergenceError, collect, explore, synchronize
 from dswag.aggregation import ROBUST

@@ -198,10 +198,10 @@ def test_bytes_are_counted_to_the_last():
     assert num_bytes(replace(EVALUATED, num_correct=None)) == 4 * 8
     assert num_bytes(Part(fraction=0.1, seed=2, held_out=True)) == 3 * 8
     # index, client, two rates, two snapshots, seed; and batch_size, momentum, nesterov, weight_decay, proximal
-    assert num_bytes(train_task()) == 7 * 8 + 5 * 8
+    assert num_bytes(train_task()) == 8 * 8 + 5 * 8
     tasks = [train_task(0), train_task(1)]
     done = exchange(Scripted([trained(0), trained(1)]), PAYLOAD, tasks, List())
-    assert (done.bytes_down, done.bytes_up) == (2 * (12 + 96), 2 * 56)
+    assert (done.bytes_down, done.bytes_up) == (2 * (12 + 104), 2 * 56)
 
 
 def fail(index, cause="out of memory", **options):
@@ -220,7 +220,7 @@ def test_clients_that_fail_are_left_out_where_enough_answer():
     assert [result.client for result in done.fold.results] == [5, 8]
     assert done.missing == (Missing(6, "out of memory"), Missing(7, "vanished"))
     assert engine.asked == [[0, 1, 2, 3]]  # nobody twice, for there are enough
-    assert done.bytes_down == 4 * (12 + 96)
+    assert done.bytes_down == 4 * (12 + 104)
     assert done.bytes_up == 2 * 56
 
 
@@ -231,7 +231,7 @@ def test_where_too_few_answer_those_missing_are_asked_once_more():
     assert engine.asked == [[0, 1, 2, 3], [1, 2, 3]]
     assert [result.index for result in done.fold.results] == [0, 2, 3]
     assert done.missing == (Missing(6, "again"),)
-    assert done.bytes_down == 7 * (12 + 96)
+    assert done.bytes_down == 7 * (12 + 104)
     assert done.bytes_up == 3 * 56
 
 

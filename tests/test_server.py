@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 import torch
-from digits import accuracy_of, setting, start
+from real_digits import accuracy_of, setting, start
 
 from dswag import Config, InProcess, Layout, Server, server, synchronize
 from dswag.randomness import generator_for
