@@ -43,6 +43,11 @@ def test_a_new_file_appears_only_when_it_is_whole(tmp_path):
     assert path.read_text() == "new"
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*nowhere'$"):
+        write_text(tmp_path / "nowhere" / "state", "new")
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Interrupted])
 @pytest.mark.parametrize("before", ["old", None])
 def test_after_an_error_all_is_as_it_was(tmp_path, error, before):

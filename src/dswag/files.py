@@ -1,5 +1,6 @@
 """Writing files so that a reader finds the old content or the new, never half of it."""
 
+import errno
 import json
 import os
 import stat
@@ -24,7 +25,12 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     The content is flushed to disk before the rename. After an error `path` is as it was and no temporary file is left.
     Permissions are those that `open` would leave: of the file replaced, or for a new one by the umask. The old content
     goes to `keep`, where that is given; a process that dies just then leaves it there alone.
+
+    Raises:
+        FileNotFoundError: no folder to write into; it is named, and not the temporary file.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
