@@ -4,8 +4,10 @@ import os
 import stat
 
 import pytest
+import torch
+from safetensors import safe_open
 
-from dswag.files import replacing, write_text
+from dswag.files import replacing, save_tensors, write_text
 
 
 class Interrupted(BaseException):
@@ -39,6 +41,11 @@ def test_a_new_file_appears_only_when_it_is_whole(tmp_path):
         temporary.write_text("new")
         assert not path.exists()
     assert path.read_text() == "new"
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*nowhere'$"):
+        write_text(tmp_path / "nowhere" / "state", "new")
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, Interrupted])
@@ -109,3 +116,16 @@ def test_text_is_written_in_utf_8_whatever_the_locale(tmp_path):
     path = tmp_path / "text"
     write_text(path, "θ ± σ\n")
     assert path.read_bytes() == "θ ± σ\n".encode()
+
+
+def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
+    tensors = {"mean": torch.arange(5.0), 'a "name" of θ': torch.arange(3)}
+    metadata = {"text": 'θ "quoted"\\\n\t\x01\x7f'} | {f"key {number}": str(number) for number in range(8)}
+    contents = set()
+    for number in range(5):
+        save_tensors(tmp_path / f"{number}.safetensors", tensors, metadata)
+        contents.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(contents) == 1
+    with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())

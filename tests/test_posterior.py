@@ -279,7 +279,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dswag.posterior.save_file", full_disk)
+    monkeypatch.setattr("dswag.files.save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         make(seed=2).save(path)
     assert path.read_bytes() == before

@@ -232,6 +232,20 @@ def test_a_stream_gives_each_batch_what_all_together_are_given(make_model, kind)
         torch.testing.assert_close(result.tensors(), tuple(expected))
 
 
+def test_a_stream_cuts_a_tensor_into_batches(make_model):
+    model, x = make_model(), inputs(10)
+    stream = list(predictive_stream(model, around(model), x, samples=2, batch_size=4))
+    assert [len(result.entropy) for result in stream] == [4, 4, 2]
+    together = predict(model, around(model), x, samples=2)
+    torch.testing.assert_close(torch.cat([result.probabilities for result in stream]), together)
+
+
+def test_an_array_of_inputs_is_read_as_a_tensor(make_model):
+    model, x = make_model(), inputs()
+    of_array = predict(model, around(model), x.numpy(), samples=2)
+    assert torch.equal(of_array, predict(model, around(model), x, samples=2))
+
+
 def test_a_stream_of_predictions_goes_on_for_ever(make_model):
     model, x = make_model(), inputs(4)
     stream = predictive_stream(model, around(model), cycle([x]), samples=2)

@@ -396,3 +396,11 @@ def test_healthy_training_of_one_noisy_client_a_round_is_not_called_diverged(mak
     config = Config(clients=3, seed=seed, rounds=30, clients_per_round=1, local_epochs=4, batch_size=1)
     losses = [round.loss for round in train(make_model(), clients, config).history]
     assert max(losses) > 50 * min(losses)
+
+
+def test_a_run_is_shown_without_its_weights(make_model, make_clients):
+    run = train(make_model(), make_clients(), Config(clients=3, rounds=2))
+    for shown in (run, run.posterior, run.history[-1]):
+        assert "tensor(" not in repr(shown)
+    assert "count=3" in repr(run)
+    assert "round=2" in repr(run.history[-1])

@@ -1,7 +1,7 @@
 """The short form: a model and its clients in, a posterior out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
@@ -24,10 +24,10 @@ class Run:
     """What `train` leaves behind."""
 
     config: Config
-    theta: Float[Tensor, "d"]
+    theta: Float[Tensor, "d"] = field(repr=False)
     """θ_T, the phase-1 model."""
     posterior: GaussianPosterior
-    history: tuple[Round, ...]
+    history: tuple[Round, ...] = field(repr=False)
     engine: Engine
     """Where the clients are; a model with BatchNorm layers needs it to predict."""
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from dswag.config import Config, differences
-from dswag.files import replacing
+from dswag.files import replacing, save_tensors
 from dswag.fingerprints import fingerprint
 from dswag.parameters import Layout
 from dswag.server import Server
@@ -54,7 +53,7 @@ class Checkpoint:
             "fingerprint": fingerprint(present, text),
         }
         with replacing(Path(path), keep=before(Path(path))) as temporary:
-            save_file(present, temporary, metadata)
+            save_tensors(temporary, present, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -1,13 +1,17 @@
 """Writing files so that a reader finds the old content or the new, never half of it."""
 
+import errno
+import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 class SaveError(OSError):
@@ -21,7 +25,12 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
     The content is flushed to disk before the rename. After an error `path` is as it was and no temporary file is left.
     Permissions are those that `open` would leave: of the file replaced, or for a new one by the umask. The old content
     goes to `keep`, where that is given; a process that dies just then leaves it there alone.
+
+    Raises:
+        FileNotFoundError: no folder to write into; it is named, and not the temporary file.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -51,6 +60,21 @@ def saving(path: Path, advice: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SaveError(f"{path} cannot be written ({reason}): {advice}") from error
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file whose bytes are a function of what is in it.
+
+    The writer of safetensors puts the metadata in an order of chance; here they are sorted, in the same space.
+    """
+    save_file(dict(tensors), path, dict(metadata))
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,18 +3,17 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Float64
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dswag import density, posterior_file, sampling
-from dswag.files import replacing
+from dswag.files import replacing, save_tensors
 from dswag.parameters import Layout, Selection
 from dswag.posterior_file import PosteriorFileError as PosteriorFileError
 from dswag.tasks import Draws, Kind
@@ -35,16 +34,16 @@ class GaussianPosterior:
         ValueError: shapes that do not fit together, a single column, a negative variance, or NaN or infinity.
     """
 
-    mean: Float[Tensor, "d"]
-    variance: Float[Tensor, "d"]
-    deviations: Float[Tensor, "k d"]
+    mean: Float[Tensor, "d"] = field(repr=False)
+    variance: Float[Tensor, "d"] = field(repr=False)
+    deviations: Float[Tensor, "k d"] = field(repr=False)
     count: int
     """How many snapshots it was made of."""
     layout: Layout | None = None
     """The parameters behind θ, where known."""
-    variance_within: Float[Tensor, "d"] | None = None
+    variance_within: Float[Tensor, "d"] | None = field(default=None, repr=False)
     """The part of the variance within clients; None where each gave a single snapshot: then all of it is between."""
-    deviations_within: Float[Tensor, "k d"] | None = None
+    deviations_within: Float[Tensor, "k d"] | None = field(default=None, repr=False)
     """The part of each column within its client; the rest of it is its client's mean less the global mean."""
     within_scale: float = 1.0
     between_scale: float = 1.0
@@ -308,7 +307,7 @@ class GaussianPosterior:
         )
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, described)
+            save_tensors(temporary, tensors, described)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "GaussianPosterior":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -72,8 +73,8 @@ def predictive(
     Args:
         model: gives logits [b, c]; it is copied, not changed.
         posterior: over the model's parameters, or a subset of them; the rest stays as it is in the model.
-        inputs: [n, ...], or an iterable of batches of inputs or of (inputs, targets), such as a DataLoader; of those
-            a few are held at a time.
+        inputs: [n, ...], a tensor or a NumPy array, or an iterable of batches of inputs or of (inputs, targets), such
+            as a DataLoader; of those a few are held at a time.
         samples: S.
         seed: the draws are a function of it.
         kind: "swag", "diagonal" or "low_rank" draws; "mean" predicts with the mean alone.
@@ -81,7 +82,7 @@ def predictive(
         engine: whose clients refresh the BatchNorm statistics of each draw, without moving data; needed by models
             that have such layers.
         batch_norm_examples: most examples of each client for that, rounded up to whole batches; all if None.
-        batch_size: of the forward passes over a tensor of inputs.
+        batch_size: of the forward passes over a tensor or an array of inputs.
 
     Raises:
         ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
@@ -107,7 +108,12 @@ def predict(
 
 
 def predictive_stream(
-    model: nn.Module, posterior: Posterior, batches: Iterable[Any], **options: Any
+    model: nn.Module,
+    posterior: Posterior,
+    inputs: Tensor | Iterable[Any],
+    *,
+    batch_size: int = 128,
+    **options: Any,
 ) -> Iterator[Predictive]:
     """The predictive distribution of each batch in turn, in memory for a few batches, however many there are.
 
@@ -116,7 +122,7 @@ def predictive_stream(
     same ones every time, as a shuffled loader does not.
     """
     members = draws_of(model, posterior, **options)
-    averages = _averages(model, members, batches, batch_size=1)
+    averages = _averages(model, members, inputs, batch_size)
     return (
         Predictive(*of_batch).tempered(posterior.temperature)
         for average, sizes in averages
@@ -269,6 +275,8 @@ def _refresh(
 
 def _groups(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Sequence[Any]]:
     """Batches, AHEAD at a time; all at once where they are in memory already."""
+    if isinstance(inputs, np.ndarray):
+        inputs = torch.as_tensor(inputs)
     if isinstance(inputs, Tensor):
         groups = iter([torch.split(inputs, batch_size)] if len(inputs) else [])
     else:

@@ -4,7 +4,7 @@ The step from θ_t to the aggregate is taken as a gradient by an optimizer of th
 "Adaptive Federated Optimization", Algorithm 2). Plain, at a rate of 1, θ_{t+1} is the aggregate itself, the paper's.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,12 +16,12 @@ from dswag.config import Config
 class Server:
     """Where phase 1 stands: all that the next round is a function of, beside the settings."""
 
-    theta: Float[Tensor, "d"]
+    theta: Float[Tensor, "d"] = field(repr=False)
     round: int = 0
     """Rounds done."""
-    momentum: Float[Tensor, "d"] | None = None
+    momentum: Float[Tensor, "d"] | None = field(default=None, repr=False)
     """m_t of the server's optimizer; None where it keeps none."""
-    second_moment: Float[Tensor, "d"] | None = None
+    second_moment: Float[Tensor, "d"] | None = field(default=None, repr=False)
     """v_t of the adaptive ones; None where there is none."""
     first_loss: float | None = None
     """Mean training loss of the first round, by which divergence is told; None before."""

@@ -36,6 +36,15 @@ def test_two_processes_write_the_run_folder_that_one_writes(tmp_path, capsys):
         assert two.metrics().scores[method].nll == pytest.approx(scores.nll, rel=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["in-process", "flower"])
+def test_processes_that_would_each_train_alone_are_refused(engine, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    output = tmp_path / "run"
+    assert main(["train", *TINY, "--engine", engine, "--output", str(output)]) == 2
+    assert "this is one of 2 processes: pass --engine distributed" in capsys.readouterr().err
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [

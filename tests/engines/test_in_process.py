@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from dswag import local
 from dswag.data.examples import Examples
@@ -288,3 +289,9 @@ def test_the_loss_given_is_the_loss_used(make_model, make_clients):
     assert not torch.equal(
         smooth, InProcess(model, clients).reduce(payload(model), tasks([0, 1]), Snapshots()).result()
     )
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, TensorDataset, lambda x: DataLoader(TensorDataset(x), batch_size=2)])
+def test_the_data_of_one_client_are_no_sequence_of_clients(make_model, wrap):
+    with pytest.raises(TypeError, match="clients must be a sequence with the data of each client, got one"):
+        InProcess(make_model(), wrap(torch.zeros(6, 6)))

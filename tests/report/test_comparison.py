@@ -24,6 +24,12 @@ def test_the_best_of_each_column_is_marked_where_one_is_better():
     assert 'class="best"' not in page({"one": ROWS["one"]}).split("<tbody>")[1]
 
 
+def test_what_leaves_out_what_the_others_count_is_not_the_best():
+    rows = ROWS | {"three": [Cell("0.10", 0.1, contends=False), Cell("80", 80), Cell("5", 5)]}
+    assert '<td class="best">0.20</td>' in page(rows)
+    assert '<td class="best">0.10</td>' not in page(rows)
+
+
 def test_names_notes_and_settings_are_shown_and_escaped():
     html = page(notes=["a note"], settings={"rounds": 3})
     for text in ("<h1>a title</h1>", "two &lt;b&gt;", "a note", "does things", "rounds", "lower is better"):

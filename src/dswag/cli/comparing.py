@@ -88,7 +88,12 @@ def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequ
         [Column(measure.title, measure.better, name in PLOTTED) for name, measure in MEASURES.items()],
         {
             _marked(method): [
-                Cell(measure.text(spreads[name]), spreads[name].mean, spreads[name].std)
+                Cell(
+                    measure.text(spreads[name]),
+                    spreads[name].mean,
+                    spreads[name].std,
+                    contends=name != "bytes" or not METHODS[method].pools_data,
+                )
                 for name, measure in MEASURES.items()
             ]
             for method, spreads in found.items()

@@ -1,5 +1,6 @@
 """Where the clients of a training run are: `--engine`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,14 @@ class Place:
 
 
 def at_place(options: Train, recipe: Recipe, run: Callable[[Place], None]) -> None:
-    """Calls `run` where the options want the clients to be; every process of a run over several calls it."""
+    """Calls `run` where the options want the clients to be; every process of a run over several calls it.
+
+    Raises:
+        ConfigError: several processes that would each train alone, into the same folder; or a package that is missing.
+    """
+    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    if options.engine != "distributed" and processes > 1:
+        raise ConfigError(f"WORLD_SIZE says that this is one of {processes} processes: pass --engine distributed")
     match options.engine:
         case "in-process":
             run(Place(InProcess))

@@ -30,6 +30,8 @@ def reproduce_figures(options: Reproduce) -> None:
         state = _state(plan, results)
         left = f", about {_duration(state['seconds_left'])} left" if state["done"] < state["cases"] else ""
         console.emit(f"{plan.name:14} {state['done']:3} of {state['cases']:3}{left}  {plan.title}")
+        if not options.list and (figure := _figure(plan, results)).exists():
+            console.emit(f"figure: {figure}")
 
 
 def _run(plan: Plan, results: Path, options: Reproduce) -> None:
@@ -39,8 +41,12 @@ def _run(plan: Plan, results: Path, options: Reproduce) -> None:
     with console.display() as display:
         display.begin(plan.name, len(left))
         for case in reproduce(plan, results, options.work, only=options.only):
-            write(results / f"{plan.name}.svg", draw(plan.name, plan.title, present(plan, results)))
+            write(_figure(plan, results), draw(plan.name, plan.title, present(plan, results)))
             display.advance(f"{case.name}, about {_duration(seconds_left(plan, results))} left")
+
+
+def _figure(plan: Plan, results: Path) -> Path:
+    return results / f"{plan.name}.svg"
 
 
 def _state(plan: Plan, results: Path) -> dict[str, float]:

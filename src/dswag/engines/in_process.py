@@ -6,7 +6,8 @@ from contextlib import closing
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from dswag import local
 from dswag.data.examples import ClientData, client_data
@@ -33,6 +34,7 @@ class InProcess:
         layout: the parameters in θ, the rest staying as it is in the model; all trainable ones if None.
 
     Raises:
+        TypeError: the data of one client instead of a sequence.
         ValueError: no clients, or a client in a list or tuple without examples, named.
     """
 
@@ -45,6 +47,11 @@ class InProcess:
         workers: int | None = None,
         layout: Layout | None = None,
     ) -> None:
+        if isinstance(clients, DataLoader | TensorDataset | Tensor):
+            raise TypeError(
+                f"clients must be a sequence with the data of each client, got one {type(clients).__name__}: "
+                "split the data, or put them into a list where there is one client"
+            )
         if not len(clients):
             raise ValueError("an engine needs the data of at least one client, got none")
         if workers is not None and workers < 1:

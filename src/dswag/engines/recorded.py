@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Generic, Self
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dswag.faults import fault
-from dswag.files import SaveError, replacing, saving
+from dswag.files import SaveError, replacing, save_tensors, saving
 from dswag.fingerprints import fingerprint
 from dswag.tasks import (
     ClientError,
@@ -106,7 +105,7 @@ class _Answer:
         with saving(self.path, "make room for the clients' answers, and start again"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path) as temporary:
-                save_file({"thetas": thetas}, temporary, metadata)
+                save_tensors(temporary, {"thetas": thetas}, metadata)
 
 
 class _Recording(Generic[FoldT]):

@@ -26,6 +26,8 @@ class Cell:
     text: str
     mean: float
     std: float | None = None
+    contends: bool = True
+    """Whether it may be the best of its column; not where it leaves out what the others count."""
 
 
 def render_comparison(
@@ -60,7 +62,7 @@ def render_comparison(
         if column.plotted
     }
     marked = {
-        name: [(cell.text, cell.mean == mean) for cell, mean in zip(cells, best, strict=True)]
+        name: [(cell.text, cell.contends and cell.mean == mean) for cell, mean in zip(cells, best, strict=True)]
         for name, cells in rows.items()
     }
     return TEMPLATES.get_template("comparison.html.j2").render(
@@ -76,7 +78,8 @@ def render_comparison(
 
 
 def _best(column: Column, cells: Sequence[Cell]) -> float | None:
-    """The best mean; None where no value is better than another, or there is a single method."""
-    if column.better is None or len(cells) < 2:
+    """The best mean; None where no value is better than another, or a single method contends."""
+    means = [cell.mean for cell in cells if cell.contends]
+    if column.better is None or len(means) < 2:
         return None
-    return (max if column.better == "higher" else min)(cell.mean for cell in cells)
+    return max(means) if column.better == "higher" else min(means)

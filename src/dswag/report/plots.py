@@ -122,7 +122,7 @@ def points_by_method(panels: Mapping[str, Mapping[str, tuple[float, float | None
             axes.set_xlabel(measure)
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.set_yticks(range(len(names)), names)
-        axes.invert_yaxis()
+        axes.set_ylim(len(names) - 0.5, -0.5)  # the first on top, none on the edge
         described = "; ".join(
             f"{measure}: {', '.join(f'{name} {mean:.4g}' for name, (mean, _) in points.items())}"
             for measure, points in panels.items()
