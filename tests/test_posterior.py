@@ -240,6 +240,17 @@ def test_a_truncated_file_is_named(tmp_path, share):
         GaussianPosterior.load(path)
 
 
+@pytest.mark.parametrize("place", [-1, -200, -1000])
+def test_a_single_changed_bit_among_the_tensors_is_found(tmp_path, place):
+    path = tmp_path / "p.safetensors"
+    make(d=100).save(path)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(PosteriorFileError, match=r"p\.safetensors is truncated, damaged.*not what was saved"):
+        GaussianPosterior.load(path)
+
+
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.ones(3)}, path)

@@ -297,15 +297,16 @@ class GaussianPosterior:
             layout.write(before, module)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file: the tensors, and names, shapes, count and scales as metadata."""
+        """Writes a safetensors file: the tensors, and names, shapes, count, scales and a fingerprint as metadata."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         described = posterior_file.metadata(
+            tensors,
             count=self.count,
             layout=self.layout,
             within_scale=self.within_scale,
             between_scale=self.between_scale,
             temperature=self.temperature,
         )
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         with replacing(Path(path)) as temporary:
             save_tensors(temporary, tensors, described)
 
@@ -316,7 +317,7 @@ class GaussianPosterior:
         On the CPU its tensors are mapped from the file: what is not used takes no memory that others could use.
 
         Raises:
-            PosteriorFileError: a file that is truncated, of another kind, or of a newer format.
+            PosteriorFileError: a file that is truncated, damaged, of another kind, or of a newer format.
             FileNotFoundError: no such file.
         """
         return posterior_file.read(path, _TENSORS, cls, device=device)

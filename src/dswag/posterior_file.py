@@ -1,14 +1,16 @@
 """What the file of a posterior says beside its tensors, and how it is read: safetensors, of which nothing executes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from dswag.fingerprints import fingerprint
 from dswag.parameters import Layout
 
 _FORMAT = "dswag-posterior"
@@ -22,10 +24,16 @@ class PosteriorFileError(ValueError):
 
 
 def metadata(
-    *, count: int, layout: Layout | None, within_scale: float, between_scale: float, temperature: float
+    tensors: Mapping[str, Tensor],
+    *,
+    count: int,
+    layout: Layout | None,
+    within_scale: float,
+    between_scale: float,
+    temperature: float,
 ) -> dict[str, str]:
-    """What goes into the file beside the tensors; floats to the last bit."""
-    return {
+    """What goes into the file beside the tensors; floats to the last bit, and a fingerprint of everything."""
+    described = {
         "format": _FORMAT,
         "format_version": str(_FORMAT_VERSION),
         "dswag_version": version("dswag"),
@@ -35,6 +43,7 @@ def metadata(
         "temperature": repr(temperature),
         "layout": json.dumps(None if layout is None else [layout.names, layout.shapes]),
     }
+    return {**described, "fingerprint": _fingerprint(tensors, described)}
 
 
 def read(
@@ -43,16 +52,19 @@ def read(
     """What `make` makes of those of the named tensors that are in the file, and of the metadata.
 
     Raises:
-        PosteriorFileError: a file that is truncated, of another kind, of a newer format, or that `make` refuses.
+        PosteriorFileError: a file that is truncated, damaged, of another kind, of a newer format, or that `make` refuses.
         FileNotFoundError: no such file.
     """
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             described = file.metadata() or {}
             _check_format(path, described)
+            found = {name: file.get_tensor(name) for name in tensors if name in file.keys()}  # noqa: SIM118
+            if "fingerprint" in described and described["fingerprint"] != _fingerprint(found, described):
+                raise ValueError("its content is not what was saved")
             layout = json.loads(described["layout"])
             return make(
-                **{name: file.get_tensor(name) for name in tensors if name in file.keys()},  # noqa: SIM118
+                **found,
                 count=int(described["count"]),
                 layout=None if layout is None else Layout(tuple(layout[0]), tuple(map(tuple, layout[1]))),
                 within_scale=float(described["within_scale"]),
@@ -63,6 +75,11 @@ def read(
         if isinstance(error, PosteriorFileError):
             raise
         raise PosteriorFileError(f"{path} is truncated, damaged or no posterior: {error}; save it again") from error
+
+
+def _fingerprint(tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> str:
+    words = (f"{name}: {value}" for name, value in sorted(described.items()) if name != "fingerprint")
+    return fingerprint(tensors, *words)
 
 
 def _check_format(path: str | Path, described: dict[str, str]) -> None:
