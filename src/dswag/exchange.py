@@ -7,7 +7,7 @@ from typing import Any, Generic, Self
 import torch
 from torch import Tensor
 
-from dswag import failures, faults
+from dswag import checks, failures
 from dswag.tasks import (
     ClientError,
     Coordinates,
@@ -123,14 +123,14 @@ class _Door(Generic[FoldT]):
         if task is None or result.index in self.let_in:
             self._turn_away(result)
             return
-        fault = faults.fault(task, result, self.payload)
-        layers = None if fault else faults.layers_of(result)
+        fault = checks.fault(task, result, self.payload)
+        layers = None if fault else checks.layers_of(result)
         if self.layers is not None and layers != self.layers and not fault:
             fault = f"its BatchNorm layers are {layers}, those of the others {self.layers}"
         if fault is not None:
             deliver(self, ClientError(task, f"its answer was refused: {fault}"))
             return
-        self.fold.add(faults.decoded(task, result, self.payload))
+        self.fold.add(checks.decoded(task, result, self.payload))
         self.layers = layers
         self.let_in.add(result.index)
         self.bytes_up += num_bytes(result)

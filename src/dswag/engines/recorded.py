@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dswag.faults import fault
+from dswag.checks import fault
 from dswag.files import SaveError, replacing, saving
 from dswag.fingerprints import fingerprint
 from dswag.tasks import (
