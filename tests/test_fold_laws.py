@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dswag.aggregation import Mean, aggregator
+from dswag.aggregation import Clipped, Mean, aggregator
+from dswag.baselines.costs import _Counted
 from dswag.batch_norm import PooledStatistics
+from dswag.engines.recorded import _Recording
 from dswag.exchange import _Door
 from dswag.folds import Both, Snapshots, Tally
 from dswag.moments import Moments
@@ -97,6 +99,7 @@ FOLDS = {
     "tally of regressions": (Tally, regressed),
     "both": (lambda: Both(Mean(torch.zeros(D)), Snapshots()), trained),
     "door": (lambda: door(Mean(torch.zeros(D))), trained),
+    "counted": (lambda: _Counted(Mean(torch.zeros(D)), TASKS), trained),
     "gains": (SummedGains, calibrated),
 }
 ALMOST = {
@@ -276,6 +279,27 @@ def test_a_door_carries_who_is_missing_and_forgets_those_who_came_after_all():
     assert there.missing.keys() == {2}
     assert there.count == 2
     assert there.bytes_up == first.bytes_up + again.bytes_up
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        door,
+        lambda fold: _Counted(fold, TASKS),
+        lambda fold: _Recording(fold, {}, {}, (), lambda: None),
+        lambda fold: Clipped(fold, 1.0),
+        lambda fold: Both(Mean(torch.zeros(D)), fold),
+    ],
+    ids=["door", "counted", "recording", "clipped", "both"],
+)
+def test_a_fold_within_others_learns_that_it_holds_a_range(around):
+    class Spread(Mean):
+        def spread(self, coordinates):
+            self.coordinates = coordinates
+
+    fold, coordinates = Spread(torch.zeros(D)), object()
+    around(fold).spread(coordinates)
+    assert fold.coordinates is coordinates
 
 
 def test_a_tally_knows_that_one_part_had_no_accuracy():

@@ -8,19 +8,8 @@ import torch
 from torch import Tensor
 
 from dswag import checks, failures
-from dswag.tasks import (
-    ClientError,
-    Coordinates,
-    Engine,
-    FoldT,
-    Payload,
-    Result,
-    Task,
-    deliver,
-    prefixed,
-    spread,
-    within,
-)
+from dswag.around import Around
+from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, deliver, prefixed, within
 
 
 @dataclass(frozen=True)
@@ -99,11 +88,11 @@ def num_bytes(value: Any) -> int:
     return 8 if isinstance(value, int | float) else 0
 
 
-class _Door(Generic[FoldT]):
+class _Door(Around[FoldT]):
     """A fold that lets fitting answers through to another, in place, and keeps or raises the faults of the rest."""
 
     def __init__(self, fold: FoldT, payload: Payload, tasks: Sequence[Task], *, tolerant: bool) -> None:
-        self.fold = fold
+        super().__init__(fold)
         self.payload = payload
         self.tasks = {task.index: task for task in tasks}
         self.tolerant = tolerant
@@ -144,16 +133,12 @@ class _Door(Generic[FoldT]):
 
     def merge(self, other: Self) -> None:
         """Takes in what another one let in."""
-        self.fold.merge(other.fold)
+        super().merge(other)
         self.let_in |= other.let_in
         self.bytes_up += other.bytes_up
         missing = {**self.missing, **other.missing}
         self.missing = {index: error for index, error in missing.items() if index not in self.let_in}
         self.layers = self.layers or other.layers
-
-    def result(self) -> Any:
-        """What the fold within came to."""
-        return self.fold.result()
 
     def empty(self) -> Self:
         """A door to an empty fold, through which nothing came."""
@@ -162,7 +147,7 @@ class _Door(Generic[FoldT]):
     def state(self) -> dict[str, Tensor]:
         """What the fold within took in, and who came or did not."""
         return {
-            **prefixed("fold", self.fold.state()),
+            **prefixed("fold", super().state()),
             "let_in": torch.tensor(sorted(self.let_in), dtype=torch.int64),
             "bytes_up": torch.tensor(self.bytes_up),
             "missing": failures.packed(self.missing.values()),
@@ -170,15 +155,11 @@ class _Door(Generic[FoldT]):
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes on what came through another."""
-        self.fold.load(within("fold", state))
+        super().load(within("fold", state))
         self.let_in = set(state["let_in"].tolist())
         self.bytes_up = int(state["bytes_up"])
         errors = failures.unpacked(state["missing"], tuple(self.tasks.values()))
         self.missing = {error.task.index: error for error in errors}
-
-    def spread(self, coordinates: Coordinates) -> None:
-        """Tells the fold within."""
-        spread(self.fold, coordinates)
 
     def unanswered(self) -> list[ClientError]:
         """For each task without an answer why, in their order; none where every client must answer."""
