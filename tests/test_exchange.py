@@ -197,7 +197,8 @@ def test_bytes_are_counted_to_the_last():
     assert num_bytes(EVALUATED) == 5 * 8
     assert num_bytes(replace(EVALUATED, num_correct=None)) == 4 * 8
     assert num_bytes(Part(fraction=0.1, seed=2, held_out=True)) == 3 * 8
-    # index, client, two rates, two snapshots, seed, max_loss_growth; and batch_size, momentum, nesterov, weight_decay, proximal
+    # index, client, two rates, two snapshots, seed, max_loss_growth;
+    # and batch_size, momentum, nesterov, weight_decay, proximal
     assert num_bytes(train_task()) == 8 * 8 + 5 * 8
     tasks = [train_task(0), train_task(1)]
     done = exchange(Scripted([trained(0), trained(1)]), PAYLOAD, tasks, List())

@@ -310,6 +310,26 @@ def test_rounds_and_phase_2_go_on_without_clients_that_fail(make_model, make_cli
     assert explored.fold.posterior().count == 3
 
 
+def test_clients_that_a_robust_rule_needs_are_asked_once_more(make_model, make_clients):
+    class Once(Failing):
+        """Clients fail the first time that they are asked."""
+
+        def reduce(self, payload, tasks, fold):
+            super().reduce(payload, tasks, fold)
+            self.fails = lambda task: False
+            return fold
+
+    config = Config(
+        clients=4, rounds=1, explore_epochs=1, aggregation="median", moments="median", on_failure="skip", min_clients=1
+    )
+    model = make_model()
+    whole, theta = InProcess(model, make_clients(SIZES)), Layout.of(model).flatten(model)
+    (round,) = synchronize(Once(whole, lambda task: task.client > 1), Server(theta), config)
+    assert round.missing == ()
+    explored = explore(Once(whole, lambda task: task.client > 1), theta, config, collect(theta, config))
+    assert explored.fold.posterior().count == 4
+
+
 def test_a_run_that_must_hear_everybody_ends_with_the_first_failure(make_model, make_clients):
     engine = Failing(InProcess(make_model(), make_clients()), lambda task: task.client == 1)
     model = make_model()
