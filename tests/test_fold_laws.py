@@ -1,7 +1,7 @@
 """The laws that every fold keeps; a new fold joins by a row in FOLDS."""
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -26,6 +26,7 @@ from dswag.tasks import (
     EvaluateResult,
     LayerStatistics,
     StatisticsResult,
+    StatisticsTask,
     TrainResult,
     TrainTask,
 )
@@ -279,6 +280,25 @@ def test_a_door_carries_who_is_missing_and_forgets_those_who_came_after_all():
     assert there.missing.keys() == {2}
     assert there.count == 2
     assert there.bytes_up == first.bytes_up + again.bytes_up
+
+
+def test_a_door_carries_the_layers_that_its_answers_agree_in():
+    def statistics(index, name):
+        return replace(measured(index), client=9 - index, statistics=({name: measured(index).statistics[0][""]},))
+
+    tasks = [
+        StatisticsTask(index=i, client=9 - i, occasion="a refresh", batch_size=1, max_examples=None, seed=0)
+        for i in range(3)
+    ]
+    here = _Door(PooledStatistics(), {}, tasks, tolerant=True)
+    here.add(statistics(0, "1"))
+    there = carried(here)
+    there.add(statistics(1, "2"))
+    assert "BatchNorm layers are [{'2': 3}], those of the others [{'1': 3}]" in str(there.missing[1])
+    other = here.empty()
+    other.add(statistics(1, "2"))
+    with pytest.raises(ValueError, match="layers must be the same everywhere"):
+        there.merge(carried(other))
 
 
 @pytest.mark.parametrize(

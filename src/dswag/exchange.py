@@ -1,5 +1,6 @@
 """One exchange with the clients: what comes back is checked, decoded and counted before it is folded."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Self
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from dswag import checks, failures
 from dswag.around import Around
+from dswag.messages import as_bytes, as_text
 from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, deliver, prefixed, within
 
 
@@ -99,7 +101,7 @@ class _Door(Around[FoldT]):
         self.let_in: set[int] = set()
         self.bytes_up = 0
         self.missing: dict[int, ClientError] = {}
-        self.layers: Any = None
+        self.layers: Any = None  # of the answers let in
 
     @property
     def count(self) -> int:
@@ -132,7 +134,9 @@ class _Door(Around[FoldT]):
         self.missing[error.task.index] = error
 
     def merge(self, other: Self) -> None:
-        """Takes in what another one let in."""
+        """Takes in what another one let in. Raises ValueError where their answers are of different layers."""
+        if None not in (self.layers, other.layers) and self.layers != other.layers:
+            raise ValueError(f"BatchNorm layers must be the same everywhere, got {self.layers} and {other.layers}")
         super().merge(other)
         self.let_in |= other.let_in
         self.bytes_up += other.bytes_up
@@ -151,6 +155,7 @@ class _Door(Around[FoldT]):
             "let_in": torch.tensor(sorted(self.let_in), dtype=torch.int64),
             "bytes_up": torch.tensor(self.bytes_up),
             "missing": failures.packed(self.missing.values()),
+            "layers": as_bytes(json.dumps(self.layers)),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -160,6 +165,7 @@ class _Door(Around[FoldT]):
         self.bytes_up = int(state["bytes_up"])
         errors = failures.unpacked(state["missing"], tuple(self.tasks.values()))
         self.missing = {error.task.index: error for error in errors}
+        self.layers = json.loads(as_text(state["layers"]))
 
     def unanswered(self) -> list[ClientError]:
         """For each task without an answer why, in their order; none where every client must answer."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dswag import failures, local
 from dswag.engines.in_process import InProcess
-from dswag.engines.messages import as_bytes, as_text
 from dswag.engines.ranks import RankError, Ranks
+from dswag.messages import as_bytes, as_text
 from dswag.parameters import Layout
 from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, check_tasks, spread
 
