@@ -52,6 +52,7 @@ def train(
     Raises:
         ValueError: settings that do not fit the clients.
         ClientError: a client failed; it is named, with the round, the epoch and the cause.
+        TooFewClientsError, DivergenceError: from the algorithms.
     """
     if engine is None:
         engine = InProcess(model, clients, loss=loss)

@@ -162,10 +162,10 @@ def _against(baseline: str, score: str) -> Judge:
     name, kind = {"nll": ("NLL", "NLL"), "ece_equal_mass": ("ECE", "calibration")}[score]
 
     def judge(runs: Sequence[Result], standard: Standard) -> tuple[str, str]:
-        found = {
-            method: _by_workers(runs, lambda run, method=method: run["measured"][method][score])  # type: ignore[misc]
-            for method in ("dswag", baseline)
-        }
+        def scores_of(method: str) -> dict[int, list[float]]:
+            return _by_workers(runs, lambda run: run["measured"][method][score])
+
+        found = {method: scores_of(method) for method in ("dswag", baseline)}
         sides = {
             clients: direction(values, found[baseline][clients], standard.least(kind))
             for clients, values in found["dswag"].items()
