@@ -260,7 +260,7 @@ def test_printed_columns_are_carried_but_not_merged():
     for one in (fold, there):
         one.add(trained(3))
     assert torch.equal(fold.result().deviations, there.result().deviations)
-    with pytest.raises(ValueError, match="centred on the running mean cannot be merged"):
+    with pytest.raises(ValueError, match="centered on the running mean cannot be merged"):
         fold.merge(there)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from slow_reference import (
     columns_as_printed,
-    columns_centred_on_final_mean,
+    columns_centered_on_final_mean,
     local_sgd,
     two_pass_moments,
 )
@@ -98,7 +98,7 @@ def test_algorithm_1_agrees_with_the_slow_reference(make_model, make_clients, ag
     for round, theta in zip(run.history, path, strict=True):
         torch.testing.assert_close(round.theta, theta, **exact)
     mean, variance = two_pass_moments(snapshots)
-    columns = {"final": columns_centred_on_final_mean, "running": columns_as_printed}[centering]
+    columns = {"final": columns_centered_on_final_mean, "running": columns_as_printed}[centering]
     torch.testing.assert_close(run.posterior.mean, mean, **exact)
     torch.testing.assert_close(run.posterior.variance, variance, rtol=1e-9, atol=1e-15)
     torch.testing.assert_close(run.posterior.deviations, columns(snapshots, config.rank), rtol=1e-9, atol=1e-12)

@@ -31,7 +31,7 @@ class Config:
     """What Algorithms 1 and 2 run with. A share of clients is a number (int) or a fraction (float in (0, 1])."""
 
     clients: Count = 10
-    """Number of workers (W)."""
+    """Number of clients, the paper's workers (W)."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Every random choice of the run is a function of it."""
 
@@ -102,7 +102,7 @@ class Config:
     rank: Annotated[int, Field(ge=0, strict=True)] = 20
     """Phase 3: most deviation columns kept (K); 0 gives a diagonal posterior."""
     centering: Literal["final", "running"] = "final"
-    """Phase 3: centre columns on the final mean, or on the running mean as line 29 prints."""
+    """Phase 3: center columns on the final mean, or on the running mean as line 29 prints."""
 
     moments: Literal["mean", "trimmed", "median"] = "mean"
     """Phase 3: "trimmed" and "median" withstand malicious explorers, in memory for all snapshots."""

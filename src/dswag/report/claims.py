@@ -186,9 +186,9 @@ def _against(baseline: str, score: str) -> Judge:
 
 def _skewed(runs: Sequence[Result], standard: Standard) -> tuple[str, str]:
     """NLL less that of θ_T, over all numbers of workers and lengths of phase 2, for each partition."""
-    labelled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
+    labeled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
     told, hurt = [], []
-    for (skew,), group in by_value(labelled, "skew").items():
+    for (skew,), group in by_value(labeled, "skew").items():
         gains = {
             method: [run["measured"][method]["nll"] - run["measured"]["phase-1"]["nll"] for run in group]
             for method in ("dswag", "dswag-calibrated")
