@@ -21,13 +21,13 @@ def local_sgd(theta, batches_of_epochs, rates, gradient, *, momentum=0.0, weight
 
 
 def two_pass_moments(snapshots):
-    """Lines 26-31 with the moments that line 27 means: mean and centred second moment, from all snapshots at once."""
+    """Lines 26-31 with the moments that line 27 means: mean and centered second moment, from all snapshots at once."""
     stacked = torch.stack([snapshot.double() for snapshot in snapshots])
     mean = stacked.mean(0)
     return mean, ((stacked - mean) ** 2).mean(0)
 
 
-def columns_centred_on_final_mean(snapshots, rank):
+def columns_centered_on_final_mean(snapshots, rank):
     """Lines 28-29: the deviations of the last K snapshots from the final mean."""
     mean, _ = two_pass_moments(snapshots)
     return torch.stack([snapshot.double() - mean for snapshot in snapshots[-rank:]])

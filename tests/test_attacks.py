@@ -7,7 +7,7 @@ import pytest
 from attackers import LIES, Attacked, noise, not_a_number
 from real_digits import accuracy_of, scores_of, setting, start
 
-from dswag import ClientError, Config, DivergenceError, collect, explore, synchronize
+from dswag import ClientError, Config, DivergenceError, TooFewClientsError, collect, explore, synchronize
 from dswag.aggregation import ROBUST
 
 CONFIG = Config(clients=10, rounds=6, learning_rate=0.03, byzantine=2, explore_epochs=2, explore_learning_rate=0.02)
@@ -60,7 +60,7 @@ def test_nan_is_refused_at_the_door_whatever_the_rule(aggregation):
 
 
 def test_too_few_answers_for_a_rule_end_the_run():
-    with pytest.raises(ValueError, match="krum needs at least 7 clients where 2 may be malicious, got 6"):
+    with pytest.raises(TooFewClientsError, match="round 1 needs the results of at least 7 clients, got 6 of 10"):
         list(synchronize(engine_with(not_a_number, 4), start(), replace(CONFIG, aggregation="krum", on_failure="skip")))
 
 

@@ -148,16 +148,16 @@ class TwoLayers(nn.Module):
         return self.second(self.mix(self.dropout(self.first(x).tanh())))
 
 
-def test_two_layers_equal_a_slow_loop_of_plain_batch_normalisation():
+def test_two_layers_equal_a_slow_loop_of_plain_batch_normalization():
     module = TwoLayers().double()
     batches = unequal_ordered_batches(channels=4)
     found = collect(module, batches)
     into_first, into_second = [], []
     for batch in batches:  # the formulas of Ioffe & Szegedy 2015, Algorithm 1, on each batch by itself
         into_first.append(batch)
-        centred = batch - batch.mean(0)
-        normalised = centred / (centred.square().mean(0) + module.first.eps).sqrt()
-        activated = (normalised * module.first.weight + module.first.bias).tanh()
+        centered = batch - batch.mean(0)
+        normalized = centered / (centered.square().mean(0) + module.first.eps).sqrt()
+        activated = (normalized * module.first.weight + module.first.bias).tanh()
         into_second.append((activated @ module.mix.weight.T + module.mix.bias).detach())
     for name, inputs in (("first", into_first), ("second", into_second)):
         mean, variance = of_concatenation(inputs)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from dswag import Config, InProcess, Layout, Server, collect, explore, local, synchronize
 from dswag.folds import Snapshots
-from dswag.local import Workspace
 from dswag.tasks import ClientUpdate, TrainTask
+from dswag.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

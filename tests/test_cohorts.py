@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dswag.cohorts import cohort_size, sample_clients
+from dswag.cohorts import cohort_size, fewest_withstanding, malicious_number, sample_clients
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,20 @@ def test_more_clients_than_there_are_is_an_error(share):
 def test_a_fraction_outside_0_to_1_is_an_error(share):
     with pytest.raises(ValueError, match=rf"fraction of clients taking part must be in \(0, 1\], got {share}"):
         cohort_size(share, 10)
+
+
+@given(st.integers(1, 5) | st.floats(0.01, 0.49), st.integers(1, 60), st.integers(1, 3))
+def test_from_the_fewest_on_every_number_of_clients_withstands_and_one_less_does_not(byzantine, clients, spare):
+    def withstands(number):
+        try:
+            malicious_number(byzantine, number, spare=spare, rule="a rule")
+        except ValueError:
+            return False
+        return True
+
+    fewest = fewest_withstanding(byzantine, clients, spare=spare)
+    assert all(map(withstands, range(fewest, clients)))
+    assert fewest == 1 or not withstands(fewest - 1)
 
 
 @given(st.integers(1, 60), st.data())

@@ -70,10 +70,16 @@ def test_a_method_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_pat
 def test_folder_of_other_settings_is_refused_unless_overwritten(tmp_path):
     ComparisonFolder.open(tmp_path, TINY).save(outcome())
     other = replace(TINY, rounds=2, batch_size=7)
-    with pytest.raises(ComparisonError, match=r"other settings: rounds \(1, now 2\), batch_size \(50, now 7\); choose"):
+    with pytest.raises(ComparisonError, match=r"other settings: rounds \(1, not 2\), batch_size \(50, not 7\); choose"):
         ComparisonFolder.open(tmp_path, other)
     assert ComparisonFolder.open(tmp_path, other, overwrite=True).outcome("dswag", 0) is None
     assert ComparisonFolder.open(tmp_path, other).outcome("dswag", 0) is None
+
+
+def test_where_the_data_lie_makes_no_other_settings(tmp_path):
+    ComparisonFolder.open(tmp_path, TINY).save(outcome())
+    moved = replace(TINY, data_dir="elsewhere")
+    assert ComparisonFolder.open(tmp_path, moved).outcome("dswag", 0) == outcome()
 
 
 def test_damaged_outcomes_are_named(tmp_path):

@@ -248,3 +248,23 @@ def test_a_config_cannot_be_changed_but_replaced_with_the_same_checks():
     assert dataclasses.replace(config, rounds=3) == Config(rounds=3)
     with pytest.raises(ValidationError, match="rank must be 0 or at least 2"):
         dataclasses.replace(config, rank=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "phase", "enough"),
+    [
+        ({"on_failure": "fail", "aggregation": "krum"}, 1, None),
+        ({}, None, 5),
+        ({"min_clients": 3}, None, 3),
+        ({"min_clients": 3}, 1, 3),
+        ({"min_clients": 1}, 2, 2),
+        ({"min_clients": 1, "explore_epochs": 4, "cycles": 2}, 2, 1),
+        ({"min_clients": 1, "aggregation": "krum", "byzantine": 2}, 1, 7),
+        ({"min_clients": 1, "aggregation": "krum", "byzantine": 2}, 2, 2),
+        ({"min_clients": 9, "aggregation": "median", "byzantine": 2}, 1, 9),
+        ({"min_clients": 1, "moments": "median", "byzantine": 3}, 2, 8),
+        ({"min_clients": 1, "moments": "median", "byzantine": 3}, 1, 1),
+    ],
+)
+def test_as_many_must_answer_as_were_asked_for_or_a_rule_needs(values, phase, enough):
+    assert Config(**{"on_failure": "skip", **values}).enough_of(10, phase=phase) == enough

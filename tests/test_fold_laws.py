@@ -1,7 +1,7 @@
 """The laws that every fold keeps; a new fold joins by a row in FOLDS."""
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dswag.aggregation import Mean, aggregator
+from dswag.aggregation import Clipped, Mean, aggregator
+from dswag.baselines.costs import _Counted
 from dswag.batch_norm import PooledStatistics
+from dswag.engines.recorded import _Recording
 from dswag.exchange import _Door
 from dswag.folds import Both, Snapshots, Tally
 from dswag.moments import Moments
@@ -24,6 +26,7 @@ from dswag.tasks import (
     EvaluateResult,
     LayerStatistics,
     StatisticsResult,
+    StatisticsTask,
     TrainResult,
     TrainTask,
 )
@@ -97,6 +100,7 @@ FOLDS = {
     "tally of regressions": (Tally, regressed),
     "both": (lambda: Both(Mean(torch.zeros(D)), Snapshots()), trained),
     "door": (lambda: door(Mean(torch.zeros(D))), trained),
+    "counted": (lambda: _Counted(Mean(torch.zeros(D)), TASKS), trained),
     "gains": (SummedGains, calibrated),
 }
 ALMOST = {
@@ -256,7 +260,7 @@ def test_printed_columns_are_carried_but_not_merged():
     for one in (fold, there):
         one.add(trained(3))
     assert torch.equal(fold.result().deviations, there.result().deviations)
-    with pytest.raises(ValueError, match="centred on the running mean cannot be merged"):
+    with pytest.raises(ValueError, match="centered on the running mean cannot be merged"):
         fold.merge(there)
 
 
@@ -276,6 +280,46 @@ def test_a_door_carries_who_is_missing_and_forgets_those_who_came_after_all():
     assert there.missing.keys() == {2}
     assert there.count == 2
     assert there.bytes_up == first.bytes_up + again.bytes_up
+
+
+def test_a_door_carries_the_layers_that_its_answers_agree_in():
+    def statistics(index, name):
+        return replace(measured(index), client=9 - index, statistics=({name: measured(index).statistics[0][""]},))
+
+    tasks = [
+        StatisticsTask(index=i, client=9 - i, occasion="a refresh", batch_size=1, max_examples=None, seed=0)
+        for i in range(3)
+    ]
+    here = _Door(PooledStatistics(), {}, tasks, tolerant=True)
+    here.add(statistics(0, "1"))
+    there = carried(here)
+    there.add(statistics(1, "2"))
+    assert "BatchNorm layers are [{'2': 3}], those of the others [{'1': 3}]" in str(there.missing[1])
+    other = here.empty()
+    other.add(statistics(1, "2"))
+    with pytest.raises(ValueError, match="layers must be the same everywhere"):
+        there.merge(carried(other))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        door,
+        lambda fold: _Counted(fold, TASKS),
+        lambda fold: _Recording(fold, {}, {}, (), lambda: None),
+        lambda fold: Clipped(fold, 1.0),
+        lambda fold: Both(Mean(torch.zeros(D)), fold),
+    ],
+    ids=["door", "counted", "recording", "clipped", "both"],
+)
+def test_a_fold_within_others_learns_that_it_holds_a_range(around):
+    class Spread(Mean):
+        def spread(self, coordinates):
+            self.coordinates = coordinates
+
+    fold, coordinates = Spread(torch.zeros(D)), object()
+    around(fold).spread(coordinates)
+    assert fold.coordinates is coordinates
 
 
 def test_a_tally_knows_that_one_part_had_no_accuracy():

@@ -11,10 +11,10 @@ from torch import nn
 
 from dswag import local
 from dswag.data.examples import client_data
-from dswag.local import Workspace
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import ClientError, ClientUpdate, Draws, EvaluateTask, StatisticsTask, Task, TrainTask
+from dswag.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_reference import columns_as_printed, columns_centred_on_final_mean, two_pass_moments
+from slow_reference import columns_as_printed, columns_centered_on_final_mean, two_pass_moments
 from torch import nn
 
 from dswag import GaussianPosterior, Layout, Moments
@@ -107,7 +107,7 @@ def test_any_tree_of_merges_gives_the_same_moments_and_columns(data, n, rank):
     assert relative_error(posterior.variance, variance) < 1e-6
     torch.testing.assert_close(posterior.mean, (anchor.double() + mean).float(), rtol=1.2e-7, atol=0)
     if rank:
-        expected = columns_centred_on_final_mean([theta - anchor for theta in thetas], rank).float()
+        expected = columns_centered_on_final_mean([theta - anchor for theta in thetas], rank).float()
         torch.testing.assert_close(posterior.deviations, expected, rtol=1e-5, atol=1e-11)
 
 
@@ -136,7 +136,7 @@ def test_columns_are_those_of_the_last_tasks_whatever_the_order_of_arrival(order
     moments = Moments(anchor, rank=3)
     for index in order:
         moments.add(thetas[index], index=index)
-    expected = columns_centred_on_final_mean(thetas, 3).float()
+    expected = columns_centered_on_final_mean(thetas, 3).float()
     torch.testing.assert_close(moments.posterior().deviations, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -362,7 +362,7 @@ def test_a_clients_snapshots_all_enter():
         part = torch.stack(thetas[3 * index : 3 * index + 3])
         moments.add(TrainResult(index=index, client=7, thetas=part, num_examples=1, loss=0.0))
     torch.testing.assert_close(
-        moments.result().deviations, columns_centred_on_final_mean(thetas, 4).float(), rtol=1e-4, atol=1e-6
+        moments.result().deviations, columns_centered_on_final_mean(thetas, 4).float(), rtol=1e-4, atol=1e-6
     )
 
 
@@ -370,7 +370,7 @@ def test_a_clients_snapshots_all_enter():
 
 
 def of_clients(sizes, *, d=40, seed=3, within=0.1, between=1.0):
-    """All snapshots [s, d] of each client, around the client's own centre."""
+    """All snapshots [s, d] of each client, around the client's own center."""
     generator = generator_for(seed)
     return [
         between * torch.randn(d, generator=generator) + within * torch.randn(size, d, generator=generator)

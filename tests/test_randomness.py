@@ -204,7 +204,7 @@ def test_a_seed_fits_torch_and_numpy(path):
     assert generator_for(*path).initial_seed() == seed
 
 
-def test_seeds_of_neighbouring_places_are_unrelated():
+def test_seeds_of_neighboring_places_are_unrelated():
     # 63 fair coins per pair: the mean number of equal bits over 2,000 pairs lies within 5 standard errors of 31.5
     pairs = [(derive_seed(0, 1, t), derive_seed(0, 1, t + 1)) for t in range(2000)]
     mean = sum(63 - (a ^ b).bit_count() for a, b in pairs) / len(pairs)

@@ -121,7 +121,7 @@ def test_under_label_skew_the_calibrated_posterior_is_no_worse_than_the_phase_1_
 
 
 def test_batch_norm_statistics_belong_to_each_candidate(make_model, make_clients):
-    """A layer before which weights are wild under one scale must not be normalised by what another scale gives."""
+    """A layer before which weights are wild under one scale must not be normalized by what another scale gives."""
     model, clients = make_model(batch_norm=True), make_clients((60, 90, 40))
     run = train(model, clients, CONFIG)
     wild = replace(run.posterior, deviations=300 * run.posterior.deviations)

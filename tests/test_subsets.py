@@ -20,8 +20,8 @@ from dswag import (
     predict,
     synchronize,
 )
-from dswag.local import Workspace
 from dswag.randomness import generator_for
+from dswag.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from slow_reference import (
     columns_as_printed,
-    columns_centred_on_final_mean,
+    columns_centered_on_final_mean,
     local_sgd,
     two_pass_moments,
 )
@@ -98,7 +98,7 @@ def test_algorithm_1_agrees_with_the_slow_reference(make_model, make_clients, ag
     for round, theta in zip(run.history, path, strict=True):
         torch.testing.assert_close(round.theta, theta, **exact)
     mean, variance = two_pass_moments(snapshots)
-    columns = {"final": columns_centred_on_final_mean, "running": columns_as_printed}[centering]
+    columns = {"final": columns_centered_on_final_mean, "running": columns_as_printed}[centering]
     torch.testing.assert_close(run.posterior.mean, mean, **exact)
     torch.testing.assert_close(run.posterior.variance, variance, rtol=1e-9, atol=1e-15)
     torch.testing.assert_close(run.posterior.deviations, columns(snapshots, config.rank), rtol=1e-9, atol=1e-12)
@@ -308,6 +308,26 @@ def test_rounds_and_phase_2_go_on_without_clients_that_fail(make_model, make_cli
     explored = explore(engine, second.theta, config, collect(second.theta, config))
     assert explored.missing == (Missing(2, "vanished"),)
     assert explored.fold.posterior().count == 3
+
+
+def test_clients_that_a_robust_rule_needs_are_asked_once_more(make_model, make_clients):
+    class Once(Failing):
+        """Clients fail the first time that they are asked."""
+
+        def reduce(self, payload, tasks, fold):
+            super().reduce(payload, tasks, fold)
+            self.fails = lambda task: False
+            return fold
+
+    config = Config(
+        clients=4, rounds=1, explore_epochs=1, aggregation="median", moments="median", on_failure="skip", min_clients=1
+    )
+    model = make_model()
+    whole, theta = InProcess(model, make_clients(SIZES)), Layout.of(model).flatten(model)
+    (round,) = synchronize(Once(whole, lambda task: task.client > 1), Server(theta), config)
+    assert round.missing == ()
+    explored = explore(Once(whole, lambda task: task.client > 1), theta, config, collect(theta, config))
+    assert explored.fold.posterior().count == 4
 
 
 def test_a_run_that_must_hear_everybody_ends_with_the_first_failure(make_model, make_clients):

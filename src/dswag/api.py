@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from dswag.config import Config
 from dswag.engines.in_process import InProcess
-from dswag.local import Loss
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.scaling import calibrate
 from dswag.server import Server
 from dswag.tasks import Engine
 from dswag.training import Round, collect, explore, synchronize
+from dswag.workspace import Loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,7 @@ def train(
     Raises:
         ValueError: settings that do not fit the clients.
         ClientError: a client failed; it is named, with the round, the epoch and the cause.
+        TooFewClientsError, DivergenceError: from the algorithms.
     """
     if engine is None:
         engine = InProcess(model, clients, loss=loss)

@@ -18,7 +18,7 @@ from dswag.randomness import derive_seed
 from dswag.tasks import Draws, Engine, LayerStatistics, Part, Payload, StatisticsResult, StatisticsTask
 
 BATCH_SIZE = 128
-"""Examples that a layer normalises together while statistics are collected."""
+"""Examples that a layer normalizes together while statistics are collected."""
 
 
 def layers(module: nn.Module) -> dict[str, _BatchNorm]:
@@ -61,7 +61,7 @@ def refresh(
 def collect(module: nn.Module, batches: Iterable[Any]) -> dict[str, LayerStatistics]:
     """The statistics of each BatchNorm layer's inputs over the batches of model inputs.
 
-    BatchNorm normalises by each batch's own statistics meanwhile, all other layers are in evaluation mode (dropout is
+    BatchNorm normalizes by each batch's own statistics meanwhile, all other layers are in evaluation mode (dropout is
     off). The module is left as it was found: its modes, buffers and hooks, also after an exception.
 
     Without BatchNorm layers there is nothing to collect, and the batches are left alone.
@@ -81,7 +81,7 @@ def collect(module: nn.Module, batches: Iterable[Any]) -> dict[str, LayerStatist
 
         return hook
 
-    with _batch_normalising(module), torch.no_grad():
+    with _batch_normalizing(module), torch.no_grad():
         hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
         try:
             for inputs in batches:
@@ -215,14 +215,14 @@ def _of_batch(inputs: Tensor) -> LayerStatistics:
         inputs = inputs.float()
     count = inputs.numel() // inputs.shape[1]
     pivot = inputs.mean(axes, keepdim=True)
-    centred = inputs - pivot
-    shift = centred.mean(axes).double()
-    scatter = centred.square_().sum(axes).double() - count * shift.square()
+    centered = inputs - pivot
+    shift = centered.mean(axes).double()
+    scatter = centered.square_().sum(axes).double() - count * shift.square()
     return LayerStatistics(count=count, mean=pivot.flatten().double() + shift, scatter=scatter.clamp_min(0))
 
 
 @contextmanager
-def _batch_normalising(module: nn.Module) -> Iterator[None]:
+def _batch_normalizing(module: nn.Module) -> Iterator[None]:
     """BatchNorm layers use batch statistics and leave their buffers alone; everything else evaluates."""
     modes = [(m, m.training) for m in module.modules()]
     tracking = [(layer, layer.track_running_stats) for layer in layers(module).values()]

@@ -26,7 +26,7 @@ def malicious_number(byzantine: int | float, clients: int, *, spare: int, rule: 
     Raises:
         ValueError: fewer than 2 f + `spare` clients, too few for the rule.
     """
-    number = byzantine if isinstance(byzantine, int) else cohort_size(byzantine, clients)
+    number = _malicious(byzantine, clients)
     if clients < 2 * number + spare:
         raise ValueError(
             f"{rule} needs at least {2 * number + spare} clients where {number} may be malicious, got {clients}: "
@@ -35,7 +35,19 @@ def malicious_number(byzantine: int | float, clients: int, *, spare: int, rule: 
     return number
 
 
+def fewest_withstanding(byzantine: int | float, clients: int, *, spare: int) -> int:
+    """The least number from which on all numbers below `clients` are enough for `malicious_number`; else `clients`."""
+    fewest = clients
+    while fewest > 1 and fewest - 1 >= 2 * _malicious(byzantine, fewest - 1) + spare:
+        fewest -= 1
+    return fewest
+
+
 def sample_clients(share: int | float, clients: int, *, seed: int, phase: int, round: int) -> tuple[int, ...]:
     """Distinct clients in random order: a function of the run's seed, the phase and the round alone."""
     rng = np.random.default_rng(derive_seed(seed, phase, round))
     return tuple(rng.permutation(clients)[: cohort_size(share, clients)].tolist())
+
+
+def _malicious(byzantine: int | float, clients: int) -> int:
+    return byzantine if isinstance(byzantine, int) else cohort_size(byzantine, clients)

@@ -1,4 +1,4 @@
-"""The deviation columns D of the low-rank part (Algorithm 1, lines 28-30): which are kept, and how they are centred."""
+"""The deviation columns D of the low-rank part (Algorithm 1, lines 28-30): which are kept, and around what."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
@@ -28,8 +28,8 @@ class Columns(Protocol):
     def remove(self, keys: Sequence[Key]) -> None:
         """Takes out a client's. Raises ValueError where that is not possible any more; nothing changes then."""
 
-    def centred(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
-        """New columns D, by which D Dᵀ / (k - 1) is the low-rank covariance, centred on `mean` [d]."""
+    def centered(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
+        """New columns D, by which D Dᵀ / (k - 1) is the low-rank covariance, centered on `mean` [d]."""
 
     def within(self) -> Float[Tensor, "k d"] | None:
         """The part of each column that lies within its client: θ less its client's mean; None where not known."""
@@ -44,7 +44,7 @@ class Columns(Protocol):
 class LastColumns:
     """The columns of the last K snapshots by key, whatever the order in which they come: a ring, copied nowhere.
 
-    With `running`, what comes in is centred already, on the mean by then, as line 29 is printed.
+    With `running`, what comes in is centered already, on the mean by then, as line 29 is printed.
     """
 
     def __init__(self, like: Float[Tensor, "d"], rank: int, *, running: bool = False) -> None:
@@ -81,7 +81,7 @@ class LastColumns:
     def remove(self, keys: Sequence[Key]) -> None:
         """Frees the columns' slots; refused once others made room for them."""
         if self.running:
-            raise ValueError('columns centred on the running mean cannot be removed: use centering="final"')
+            raise ValueError('columns centered on the running mean cannot be removed: use centering="final"')
         held = [slot for slot, key in enumerate(self._keys) if key in keys]
         if len(held) < len(keys) and not self._displaced:
             raise ValueError(f"nothing can be removed that was not added: {len(held)} of {len(keys)} snapshots were")
@@ -96,7 +96,7 @@ class LastColumns:
             self._within[: len(kept)] = self._within[kept]
         self._keys = [self._keys[slot] for slot in kept]
 
-    def centred(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
+    def centered(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
         """The columns in the order of their keys."""
         columns = self._differences[self._order()]
         return columns if self.running else columns.sub_(mean)
@@ -182,7 +182,7 @@ class PrincipalColumns:
         """Refused: directions of many snapshots do not come apart."""
         raise ValueError('principal columns cannot be removed: use columns="last"')
 
-    def centred(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
+    def centered(self, mean: Float[Tensor, "d"]) -> Float[Tensor, "k d"]:
         """The directions, scaled so that D Dᵀ / (k - 1) = RᵀR / (n - 1)."""
         self._join_block()
         rows = self._rows

@@ -16,7 +16,7 @@ from torch import Tensor
 from dswag.baselines import METHODS, Method
 from dswag.baselines.costs import Cost
 from dswag.baselines.method import Problem, complete
-from dswag.config import ConfigError
+from dswag.config import ConfigError, differences
 from dswag.data import datasets
 from dswag.evaluation.metrics import Scores, score
 from dswag.evaluation.out_of_distribution import Detection, detect
@@ -209,8 +209,8 @@ class ComparisonFolder:
         """
         settings = path / "config.toml"
         if settings.exists() and not overwrite:
-            before, now = (asdict(replace(r, seed=0)) for r in (Recipe.from_toml(settings), recipe))
-            differing = [f"{name} ({before[name]}, now {now[name]})" for name in now if before[name] != now[name]]
+            before, now = (replace(r, seed=0).decisive() for r in (Recipe.from_toml(settings), recipe))
+            differing = differences(before, now)
             if differing:
                 raise ComparisonError(
                     f"{path} holds results of other settings: {', '.join(differing)}; "

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from dswag.aggregation import ROBUST
-from dswag.cohorts import cohort_size, malicious_number
+from dswag.cohorts import cohort_size, fewest_withstanding, malicious_number
 from dswag.files import write_text
 from dswag.robust_moments import SPARE
 from dswag.tasks import ClientUpdate, Part
@@ -31,7 +31,7 @@ class Config:
     """What Algorithms 1 and 2 run with. A share of clients is a number (int) or a fraction (float in (0, 1])."""
 
     clients: Count = 10
-    """Number of workers (W)."""
+    """Number of clients, the paper's workers (W)."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 0
     """Every random choice of the run is a function of it."""
 
@@ -102,7 +102,7 @@ class Config:
     rank: Annotated[int, Field(ge=0, strict=True)] = 20
     """Phase 3: most deviation columns kept (K); 0 gives a diagonal posterior."""
     centering: Literal["final", "running"] = "final"
-    """Phase 3: centre columns on the final mean, or on the running mean as line 29 prints."""
+    """Phase 3: center columns on the final mean, or on the running mean as line 29 prints."""
 
     moments: Literal["mean", "trimmed", "median"] = "mean"
     """Phase 3: "trimmed" and "median" withstand malicious explorers, in memory for all snapshots."""
@@ -117,7 +117,7 @@ class Config:
     on_failure: Literal["fail", "skip"] = "fail"
     """Faults: what happens when a client fails: the run stops, or goes on with those that answered."""
     min_clients: Share = 0.5
-    """Faults: share of the clients of each exchange that must answer, where failing ones are skipped."""
+    """Faults: least share of the clients of each exchange that must answer, where failing ones are skipped."""
     client_time_limit: Rate | None = None
     """Faults: seconds of training after which a client has failed; no limit if not given."""
     max_loss_growth: Rate = 10.0
@@ -206,12 +206,21 @@ class Config:
         """What the learning rates of a client are multiplied by."""
         return self.rate_factors[client] if self.rate_factors else 1.0
 
-    def enough_of(self, clients: int) -> int | None:
-        """How many of so many clients must answer; None where all must."""
+    def enough_of(self, clients: int, *, phase: Literal[1, 2] | None = None) -> int | None:
+        """How many of so many clients must answer; None where all must.
+
+        In phases 1 and 2 as many as make an aggregate and a posterior with these settings, if those are more.
+        """
         if self.on_failure == "fail":
             return None
-        share = self.min_clients
-        return min(share, clients) if isinstance(share, int) else cohort_size(share, clients)
+        share, needed = self.min_clients, 1
+        if phase == 1 and self.aggregation in ROBUST:
+            needed = fewest_withstanding(self.byzantine, clients, spare=ROBUST[self.aggregation].spare)
+        elif phase == 2 and self.moments != "mean":
+            needed = fewest_withstanding(self.byzantine, clients, spare=SPARE)
+        elif phase == 2 and self.cycles * self.snapshots_per_cycle == 1:
+            needed = 2  # of one snapshot there is no spread
+        return max(needed, min(share, clients) if isinstance(share, int) else cohort_size(share, clients))
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Self:

@@ -1,5 +1,6 @@
 """One exchange with the clients: what comes back is checked, decoded and counted before it is folded."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Self
@@ -7,20 +8,10 @@ from typing import Any, Generic, Self
 import torch
 from torch import Tensor
 
-from dswag import failures, faults
-from dswag.tasks import (
-    ClientError,
-    Coordinates,
-    Engine,
-    FoldT,
-    Payload,
-    Result,
-    Task,
-    deliver,
-    prefixed,
-    spread,
-    within,
-)
+from dswag import checks, failures
+from dswag.around import Around
+from dswag.messages import as_bytes, as_text
+from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, deliver, prefixed, within
 
 
 @dataclass(frozen=True)
@@ -99,18 +90,18 @@ def num_bytes(value: Any) -> int:
     return 8 if isinstance(value, int | float) else 0
 
 
-class _Door(Generic[FoldT]):
+class _Door(Around[FoldT]):
     """A fold that lets fitting answers through to another, in place, and keeps or raises the faults of the rest."""
 
     def __init__(self, fold: FoldT, payload: Payload, tasks: Sequence[Task], *, tolerant: bool) -> None:
-        self.fold = fold
+        super().__init__(fold)
         self.payload = payload
         self.tasks = {task.index: task for task in tasks}
         self.tolerant = tolerant
         self.let_in: set[int] = set()
         self.bytes_up = 0
         self.missing: dict[int, ClientError] = {}
-        self.layers: Any = None
+        self.layers: Any = None  # of the answers let in
 
     @property
     def count(self) -> int:
@@ -123,14 +114,14 @@ class _Door(Generic[FoldT]):
         if task is None or result.index in self.let_in:
             self._turn_away(result)
             return
-        fault = faults.fault(task, result, self.payload)
-        layers = None if fault else faults.layers_of(result)
+        fault = checks.fault(task, result, self.payload)
+        layers = None if fault else checks.layers_of(result)
         if self.layers is not None and layers != self.layers and not fault:
             fault = f"its BatchNorm layers are {layers}, those of the others {self.layers}"
         if fault is not None:
             deliver(self, ClientError(task, f"its answer was refused: {fault}"))
             return
-        self.fold.add(faults.decoded(task, result, self.payload))
+        self.fold.add(checks.decoded(task, result, self.payload))
         self.layers = layers
         self.let_in.add(result.index)
         self.bytes_up += num_bytes(result)
@@ -143,17 +134,15 @@ class _Door(Generic[FoldT]):
         self.missing[error.task.index] = error
 
     def merge(self, other: Self) -> None:
-        """Takes in what another one let in."""
-        self.fold.merge(other.fold)
+        """Takes in what another one let in. Raises ValueError where their answers are of different layers."""
+        if None not in (self.layers, other.layers) and self.layers != other.layers:
+            raise ValueError(f"BatchNorm layers must be the same everywhere, got {self.layers} and {other.layers}")
+        super().merge(other)
         self.let_in |= other.let_in
         self.bytes_up += other.bytes_up
         missing = {**self.missing, **other.missing}
         self.missing = {index: error for index, error in missing.items() if index not in self.let_in}
         self.layers = self.layers or other.layers
-
-    def result(self) -> Any:
-        """What the fold within came to."""
-        return self.fold.result()
 
     def empty(self) -> Self:
         """A door to an empty fold, through which nothing came."""
@@ -162,23 +151,21 @@ class _Door(Generic[FoldT]):
     def state(self) -> dict[str, Tensor]:
         """What the fold within took in, and who came or did not."""
         return {
-            **prefixed("fold", self.fold.state()),
+            **prefixed("fold", super().state()),
             "let_in": torch.tensor(sorted(self.let_in), dtype=torch.int64),
             "bytes_up": torch.tensor(self.bytes_up),
             "missing": failures.packed(self.missing.values()),
+            "layers": as_bytes(json.dumps(self.layers)),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes on what came through another."""
-        self.fold.load(within("fold", state))
+        super().load(within("fold", state))
         self.let_in = set(state["let_in"].tolist())
         self.bytes_up = int(state["bytes_up"])
         errors = failures.unpacked(state["missing"], tuple(self.tasks.values()))
         self.missing = {error.task.index: error for error in errors}
-
-    def spread(self, coordinates: Coordinates) -> None:
-        """Tells the fold within."""
-        spread(self.fold, coordinates)
+        self.layers = json.loads(as_text(state["layers"]))
 
     def unanswered(self) -> list[ClientError]:
         """For each task without an answer why, in their order; none where every client must answer."""

@@ -3,21 +3,19 @@
 import json
 from collections.abc import Iterable, Sequence
 
-import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from dswag.messages import as_bytes, as_text
 from dswag.tasks import ClientError, Task
 
 
 def packed(errors: Iterable[ClientError]) -> UInt8[Tensor, "n"]:
     """The failures as the bytes of a JSON text."""
-    text = json.dumps([[error.task.index, error.cause, error.epoch] for error in errors])
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    return as_bytes(json.dumps([[error.task.index, error.cause, error.epoch] for error in errors]))
 
 
 def unpacked(data: UInt8[Tensor, "n"], tasks: Sequence[Task]) -> list[ClientError]:
     """The failures that were `packed`, of some of these tasks."""
     by_index = {task.index: task for task in tasks}
-    text = bytes(data.tolist()).decode()
-    return [ClientError(by_index[index], cause, epoch=epoch) for index, cause, epoch in json.loads(text)]
+    return [ClientError(by_index[index], cause, epoch=epoch) for index, cause, epoch in json.loads(as_text(data))]

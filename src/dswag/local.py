@@ -1,33 +1,26 @@
 """What a client does with a task: local SGD, BatchNorm statistics, evaluation, calibration."""
 
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.optim.sgd import sgd
+from torch import Tensor
 
 from dswag import batch_norm
 from dswag.data import holdout
 from dswag.data.examples import ClientData
+from dswag.descent import Step
 from dswag.divergence import has_diverged
 from dswag.evaluation.temperature import temper
-from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
-from dswag.randomness import DrawFrom, derive_seed
+from dswag.randomness import derive_seed
 from dswag.sampling import GROUP
 from dswag.tasks import (
     CalibrateResult,
     CalibrateTask,
     ClientError,
-    ClientUpdate,
     Draws,
     EvaluateResult,
     EvaluateTask,
@@ -39,51 +32,7 @@ from dswag.tasks import (
     TrainResult,
     TrainTask,
 )
-
-Loss = Callable[[Any, Tensor], Tensor]
-"""Mean loss over a batch of a model's outputs and the targets; a scalar."""
-
-
-class Workspace:
-    """A copy of the model for one thread to work in; its parameters are views into `theta`, as are their gradients.
-
-    Given a layout, θ is those parameters alone, and the rest stays as it is in the model. Every task starts from the
-    same state: `load` sets parameters and buffers, whatever the task before did to them.
-    """
-
-    def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
-        self.layout = layout or Layout.of(model)
-        self.module = deepcopy(model)
-        self.theta, self.gradient = self.layout.bind(self.module)
-        self.loss = loss
-        self.device = self.theta.device
-        self.abort = threading.Event()
-        self.deadline = math.inf
-        self.draws_randomly = True  # until a first batch shows that no layer does
-        self._buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-
-    def load(self, payload: Payload) -> None:
-        """Sets θ, and the buffers: to those in the payload, otherwise to the model's own."""
-        self.layout.check(payload["theta"])
-        self.theta.copy_(payload["theta"].detach())
-        given = {name: payload[name] for name in self._buffers if name in payload and name != "theta"}
-        batch_norm.load(self.module, {**self._buffers, **given})
-
-    @property
-    def buffer_names(self) -> tuple[str, ...]:
-        """The model's buffers that a payload may set."""
-        return tuple(self._buffers)
-
-    def check_time(self, task: Task, *, epoch: int | None = None) -> None:
-        """Raises ClientError when the run was stopped, or the task's time is over."""
-        if self.abort.is_set():
-            raise ClientError(task, "the run was stopped", epoch=epoch)
-        if time.monotonic() > self.deadline:
-            raise ClientError(task, f"it took longer than its time limit of {task.time_limit:g} s", epoch=epoch)
-
-    def place(self, inputs: Any) -> Any:
-        """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
-        return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+from dswag.workspace import Workspace
 
 
 def run(
@@ -119,7 +68,7 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     workspace.load(payload)  # l. 5, 17
     workspace.module.train()
     generator = torch.Generator().manual_seed(task.seed)
-    step = _Step(task.update, workspace, generator)
+    step = Step(task.update, workspace, generator)
     start = workspace.theta.clone() if task.upload == "bfloat16" else None
     snapshots = []
     loss, first_loss = math.nan, None
@@ -148,79 +97,6 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     return TrainResult(
         index=task.index, client=task.client, thetas=torch.stack(snapshots), num_examples=data.num_examples, loss=loss
     )
-
-
-class _Step:
-    """One step of the optimizer on the flat θ from one minibatch, in place; keeps the optimizer's state."""
-
-    def __init__(self, update: ClientUpdate, workspace: Workspace, generator: torch.Generator) -> None:
-        self.descend = _descent(update, workspace.theta, workspace.gradient)
-        self.update = update
-        self.start = workspace.theta.clone() if update.proximal else None
-        self.workspace = workspace
-        self.randomness = DrawFrom(generator)
-
-    def __call__(self, inputs: Any, targets: Tensor, rate: float) -> Tensor:
-        """The minibatch's mean loss before the step."""
-        workspace = self.workspace
-        workspace.gradient.zero_()
-        targets = targets.to(workspace.device, non_blocking=True)
-        with self.randomness if workspace.draws_randomly else nullcontext(), self._precision():
-            loss = workspace.loss(workspace.module(workspace.place(inputs)), targets)
-        workspace.draws_randomly = self.randomness.used
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.start is not None:
-            workspace.gradient.add_(workspace.theta, alpha=self.update.proximal)
-            workspace.gradient.sub_(self.start, alpha=self.update.proximal)
-        if self.update.clip_gradient is not None:
-            _shorten(workspace.gradient, self.update.clip_gradient)
-        self.descend(rate)
-        return loss.detach()
-
-    def _precision(self) -> AbstractContextManager[None]:
-        if self.update.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.workspace.device.type, torch.bfloat16)
-
-
-def _shorten(gradient: Float[Tensor, "d"], longest: float) -> None:
-    """Scales the gradient to this norm, in place, where it is longer."""
-    gradient.mul_((longest / (torch.linalg.vector_norm(gradient) + 1e-6)).clamp_max(1))
-
-
-def _descent(update: ClientUpdate, theta: Float[Tensor, "d"], gradient: Float[Tensor, "d"]) -> Callable[[float], None]:
-    """What takes a step from the gradient at a learning rate, in place; it keeps the optimizer's state.
-
-    SGD without the optimizer around it, which costs a tenth of a small network's step.
-    """
-    if update.optimizer == "adamw":
-        parameter = nn.Parameter(theta)
-        parameter.grad = gradient
-        betas = (update.momentum, 0.999)
-        optimizer = torch.optim.AdamW([parameter], betas=betas, weight_decay=update.weight_decay, fused=True)
-
-        def adamw(rate: float) -> None:
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
-
-        return adamw
-    momenta: list[Tensor | None] = [None]
-
-    def descend(rate: float) -> None:
-        sgd(
-            [theta],
-            [gradient],
-            momenta,
-            lr=rate,
-            momentum=update.momentum,
-            nesterov=update.nesterov,
-            weight_decay=update.weight_decay,
-            dampening=0.0,
-            maximize=False,
-            fused=True,
-        )
-
-    return descend
 
 
 def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspace: Workspace) -> StatisticsResult:

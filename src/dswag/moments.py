@@ -34,7 +34,7 @@ class Moments:
         rank: K, the most deviation columns kept; 0 for none.
         columns: "last" keeps those of the K snapshots with the highest indices (line 28); "svd" the K principal
             directions of all snapshots.
-        centering: "final" centres the columns on the final mean; "running" as printed in line 29, on the mean so far,
+        centering: "final" centers the columns on the final mean; "running" as printed in line 29, on the mean so far,
             which makes them depend on the order and lose part of the variance (docs/paper.md).
         layout: the parameters behind θ; needed to add state dicts, and kept in the posterior.
         dtype: of the sums: float32 or float64; if None that of θ, or float32 where θ has less. In float64 the posterior
@@ -102,7 +102,7 @@ class Moments:
         clients are removed because they are outliers; dtype=torch.float64 has the digits for that.
 
         Raises:
-            ValueError: columns that have made others go, that are principal directions, or centred on a running mean;
+            ValueError: columns that have made others go, that are principal directions, or centered on a running mean;
                 more snapshots than there are, or an index that is known to be none.
         """
         thetas, _ = self._read(snapshot, index)
@@ -122,7 +122,7 @@ class Moments:
         if mine != theirs:
             raise ValueError(f"moments must agree in rank, columns and centering to be merged, got {mine} and {theirs}")
         if self.centering == "running":
-            raise ValueError('columns centred on the running mean cannot be merged: use centering="final"')
+            raise ValueError('columns centered on the running mean cannot be merged: use centering="final"')
         if other._scatter is None or not other.count:
             return
         scatter = self._fitting(other._scatter.anchor[None], other._next_index)
@@ -150,7 +150,7 @@ class Moments:
         return GaussianPosterior(
             mean=(scatter.anchor + scatter.mean).to(dtype),
             variance=variance.to(dtype),
-            deviations=self._columns.centred(scatter.mean),
+            deviations=self._columns.centered(scatter.mean),
             count=scatter.count,
             layout=self.layout,
             variance_within=within,

@@ -52,7 +52,8 @@ def read(
     """What `make` makes of those of the named tensors that are in the file, and of the metadata.
 
     Raises:
-        PosteriorFileError: a file that is truncated, damaged, of another kind, of a newer format, or that `make` refuses.
+        PosteriorFileError: a file that is truncated, damaged, of another kind or of a newer format, or that `make`
+            refuses.
         FileNotFoundError: no such file.
     """
     try:

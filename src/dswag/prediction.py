@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from dswag import batch_norm
 from dswag.combining import MixturePosterior
 from dswag.evaluation.temperature import temper
-from dswag.local import Workspace
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import Draws, Engine, Kind, Payload
 from dswag.threads import default_workers, ordered_map
+from dswag.workspace import Workspace
 
 Posterior = GaussianPosterior | MixturePosterior
 

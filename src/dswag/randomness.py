@@ -27,7 +27,7 @@ def generator_for(*path: int) -> Generator:
 class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within this context every random operation of this thread on the CPU draws from `generator`.
 
-    Dropout and initialisers take no generator of their own; threads that share the global one would make a run
+    Dropout and initializers take no generator of their own; threads that share the global one would make a run
     depend on which thread came first. `used` says whether any operation drew.
     """
 

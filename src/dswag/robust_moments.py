@@ -98,7 +98,7 @@ class RobustMoments:
         return GaussianPosterior(
             mean=self._coordinates.whole(location.to(dtype)),
             variance=self._coordinates.whole((between + within).to(dtype)),
-            deviations=self._whole_rows(columns.centred(location - anchor.double())),
+            deviations=self._whole_rows(columns.centered(location - anchor.double())),
             count=sum(len(answer.thetas) for answer in answers),
             layout=self.layout,
             variance_within=None if counts == {1} else self._coordinates.whole(within.to(dtype)),

@@ -72,7 +72,8 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
         rates_t = rates[t * config.local_epochs : (t + 1) * config.local_epochs]
         tasks = _train_tasks(config, clients, rates_t, (config.local_epochs,), phase=1, round=t)
         update = aggregator(config.aggregation, theta, byzantine=config.byzantine, clip_update=config.clip_update)
-        done = exchange(engine, {"theta": theta}, tasks, update, minimum=config.enough_of(len(tasks)))  # l. 5-11
+        enough = config.enough_of(len(tasks), phase=1)
+        done = exchange(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 5-11
         aggregate = done.fold.result()
         first_loss = aggregate.loss if state.first_loss is None else state.first_loss
         state = replace(server.step(state, aggregate.theta, config), first_loss=first_loss)  # l. 12
@@ -94,7 +95,8 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
     rates = schedules.cyclic(first_rate, last_rate, config.explore_epochs, period)
     snapshots = schedules.cycle_snapshots(config.explore_epochs, period, config.snapshots_per_cycle)
     tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=0)
-    return exchange(engine, {"theta": theta}, tasks, collector, minimum=config.enough_of(len(tasks)))  # l. 17-24
+    enough = config.enough_of(len(tasks), phase=2)
+    return exchange(engine, {"theta": theta}, tasks, collector, minimum=enough)  # l. 17-24
 
 
 def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments | RobustMoments:
@@ -104,10 +106,8 @@ def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = N
     float64, so that what several processes merge rounds to what one process finds. Only those that withstand malicious
     clients keep all weights.
     """
-    if config.moments == "mean":
-        return Moments(
-            theta, rank=config.rank, centering=config.centering, layout=layout, dtype=torch.float64
-        )  # l. 26-31
+    if config.moments == "mean":  # l. 26-31
+        return Moments(theta, rank=config.rank, centering=config.centering, layout=layout, dtype=torch.float64)
     return RobustMoments(theta, config.moments, byzantine=config.byzantine, rank=config.rank, layout=layout)
 
 

@@ -61,7 +61,7 @@ def test_bad_usage_is_exit_code_2(arguments, fault, tmp_path, capsys):
 def test_other_settings_in_the_same_folder_are_refused(folder, capsys):
     arguments = [*TINY[:-2], "--seeds", "1", "--batch-size", "9", "--output", str(folder)]
     assert main(["compare", *arguments]) == 1
-    assert "results of other settings: batch_size (50, now 9)" in capsys.readouterr().err
+    assert "results of other settings: batch_size (50, not 9)" in capsys.readouterr().err
 
 
 def test_methods_that_diverge_are_named(tmp_path, capsys):

@@ -22,7 +22,7 @@ def load_if_present(loader, name):
         pytest.skip(f"{name} is not on this machine: name its folder by DSWAG_DATA_DIR")
 
 
-def labelled_images(examples):
+def labeled_images(examples):
     images, labels = examples.inputs.numpy(), examples.targets.tolist()
     return {(image.tobytes(), label) for image, label in zip(images, labels, strict=True)}
 
@@ -76,9 +76,9 @@ def test_mnist5k_is_golden():
 
 def test_mnist5k_digits_are_different_rows_of_the_training_set_of_mnist():
     mnist, digits = load_if_present(load, "mnist").train, load("mnist5k")
-    ours = labelled_images(digits.train) | labelled_images(digits.test)
+    ours = labeled_images(digits.train) | labeled_images(digits.test)
     assert len(ours) == 5000
-    assert ours <= labelled_images(mnist)
+    assert ours <= labeled_images(mnist)
 
 
 @pytest.mark.parametrize("spelling", ["Fashion-MNIST", "fashion_mnist", "FashionMNIST", "fashion-mnist"])

@@ -142,8 +142,8 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_a_failed_download_says_why_and_leaves_nothing(failure, cache, idx_files, packed, make_release, start_mirror):
-    behaviour, message = FAILURES[failure]
-    mirror = start_mirror(**{"files": packed, **behaviour})
+    behavior, message = FAILURES[failure]
+    mirror = start_mirror(**{"files": packed, **behavior})
     with pytest.raises(DataNotFoundError, match=rf"{mirror.url}{LABELS}\.gz: .*{message}"):
         read_files(make_release(idx_files, mirror.url), [LABELS])
     assert list(cache.rglob("*")) == [cache / "tiny"]

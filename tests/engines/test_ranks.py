@@ -81,7 +81,7 @@ def test_the_ranks_without_a_fault_learn_of_it(found):
 
 def test_folds_that_depend_on_order_are_refused_before_the_work(found):
     assert all(
-        words.startswith("ValueError: columns centred on the running mean") for words in failure(found, "printed")
+        words.startswith("ValueError: columns centered on the running mean") for words in failure(found, "printed")
     )
 
 

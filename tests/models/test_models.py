@@ -74,7 +74,7 @@ def test_initial_weights_are_a_function_of_the_seed_alone(name):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_initial_weights_follow_pytorch_s_initialisers():
+def test_initial_weights_follow_pytorch_s_initializers():
     # uniform in ±1/sqrt(784) for each weight: 5 standard errors of the mean and of the mean square over 156,800 of them
     weight = build("mlp", **MNIST, seed=0)[1][1].weight.detach().double()
     bound, n = 784**-0.5, weight.numel()
@@ -102,12 +102,12 @@ def test_an_unknown_model_is_refused_with_the_known_ones():
 def test_normalize_equals_the_formula_in_float64():
     mean, std = CIFAR10["mean"], CIFAR10["std"]
     images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)  # every value in every channel
-    normalised = Normalize(mean, std)(images)
+    normalized = Normalize(mean, std)(images)
     columns = torch.tensor([mean, std], dtype=torch.float64)[:, :, None, None]
     expected = (images.double() / 255 - columns[0]) / columns[1]
-    assert normalised.dtype == torch.float32
+    assert normalized.dtype == torch.float32
     # scale, shift, product and difference round once each, on numbers of at most 1 / 0.2435 = 4.1
-    torch.testing.assert_close(normalised.double(), expected, rtol=0, atol=4 * 4.2 * 2**-24)
+    torch.testing.assert_close(normalized.double(), expected, rtol=0, atol=4 * 4.2 * 2**-24)
 
 
 def test_normalize_travels_with_the_weights_but_is_not_trained():

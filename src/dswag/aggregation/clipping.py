@@ -1,59 +1,36 @@
 """Updates of bounded length, before any rule sees them (Sun et al. 2019, "Can You Really Backdoor FL?")."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Generic, Self, TypeVar
+from typing import Self
 
 import torch
-from torch import Tensor
 
-from dswag.aggregation.mean import Aggregate, Mean
+from dswag.aggregation.mean import Mean
 from dswag.aggregation.robust import Robust
-from dswag.tasks import Coordinates, TrainResult, spread
+from dswag.around import Around
+from dswag.tasks import TrainResult
 
-RuleT = TypeVar("RuleT", Mean, Robust)
 
-
-class Clipped(Generic[RuleT]):
+class Clipped(Around[Mean | Robust]):
     """A rule whose clients' updates θ_i - anchor are shortened to a norm of at most `limit`; shorter ones stay.
 
     No client then moves a mean of n further than limit / n, wherever it is.
     """
 
-    def __init__(self, rule: RuleT, limit: float) -> None:
-        self.rule: RuleT = rule
+    def __init__(self, rule: Mean | Robust, limit: float) -> None:
+        super().__init__(rule)
         self.limit = limit
 
     def add(self, result: TrainResult) -> None:
         """Takes in one client's last snapshot, shortened."""
-        anchor = self.rule.anchor
+        anchor = self.fold.anchor
         update = result.thetas[-1].double() - anchor.double()
         length = float(torch.linalg.vector_norm(update))
         if length > self.limit:
             clipped = update.mul_(self.limit / length).add_(anchor).to(anchor.dtype)
             result = replace(result, thetas=clipped[None])
-        self.rule.add(result)
-
-    def merge(self, other: Self) -> None:
-        """Takes in what another fold took in."""
-        self.rule.merge(other.rule)
-
-    def result(self) -> Aggregate:
-        """What the rule makes of the updates so far."""
-        return self.rule.result()
-
-    def spread(self, coordinates: Coordinates) -> None:
-        """Tells the rule."""
-        spread(self.rule, coordinates)
+        super().add(result)
 
     def empty(self) -> Self:
         """A fold of the same kind and settings that has taken in nothing."""
-        return type(self)(self.rule.empty(), self.limit)
-
-    def state(self) -> dict[str, Tensor]:
-        """All that was taken in."""
-        return self.rule.state()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Becomes, in place, the fold whose `state` this is."""
-        self.rule.load(state)
+        return type(self)(self.fold.empty(), self.limit)

@@ -30,7 +30,7 @@ RULES = ("mean", "weighted-mean", *ROBUST)
 
 def aggregator(
     name: str, anchor: Float[Tensor, "d"], *, byzantine: int | float = 0.2, clip_update: float | None = None
-) -> Mean | Robust | Clipped[Mean] | Clipped[Robust]:
+) -> Mean | Robust | Clipped:
     """An empty fold of the rule with this name.
 
     Args:
@@ -39,8 +39,9 @@ def aggregator(
         byzantine: how many clients may be malicious, a number or a fraction; only the robust rules ask.
         clip_update: the largest norm of a client's update; no limit if None.
     """
-    if name in ROBUST:
-        robust = Robust(anchor, ROBUST[name], byzantine=byzantine)
-        return robust if clip_update is None else Clipped(robust, clip_update)
-    mean = Mean(anchor, weighted=name == "weighted-mean")
-    return mean if clip_update is None else Clipped(mean, clip_update)
+    rule = (
+        Robust(anchor, ROBUST[name], byzantine=byzantine)
+        if name in ROBUST
+        else Mean(anchor, weighted=name == "weighted-mean")
+    )
+    return rule if clip_update is None else Clipped(rule, clip_update)

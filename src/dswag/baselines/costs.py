@@ -6,26 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from dswag.around import Around
 from dswag.exchange import num_bytes
-from dswag.tasks import (
-    ClientError,
-    Engine,
-    Fold,
-    FoldT,
-    Payload,
-    Result,
-    Task,
-    TrainResult,
-    TrainTask,
-    deliver,
-    prefixed,
-    within,
-)
+from dswag.tasks import Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask, prefixed, within
 
 
 @dataclass(frozen=True)
@@ -84,11 +72,11 @@ class Metered:
         return fold
 
 
-class _Counted:
+class _Counted(Around[FoldT]):
     """A fold that counts what another one is given, in place."""
 
-    def __init__(self, fold: Fold[Any, Any], tasks: Sequence[Task]) -> None:
-        self.fold = fold
+    def __init__(self, fold: FoldT, tasks: Sequence[Task]) -> None:
+        super().__init__(fold)
         self.tasks = {task.index: task for task in tasks}
         self.examples = self.steps = self.bytes = 0
 
@@ -100,22 +88,14 @@ class _Counted:
             self.examples += epochs * result.num_examples
             self.steps = max(self.steps, epochs * math.ceil(result.num_examples / task.update.batch_size))
         self.bytes += num_bytes(result)
-        self.fold.add(result)
-
-    def miss(self, error: ClientError) -> None:
-        """Hands a failure on."""
-        deliver(self.fold, error)
+        super().add(result)
 
     def merge(self, other: Self) -> None:
         """Adds another one's counts, and merges the folds within."""
-        self.fold.merge(other.fold)
+        super().merge(other)
         self.examples += other.examples
         self.steps = max(self.steps, other.steps)
         self.bytes += other.bytes
-
-    def result(self) -> Any:
-        """What the fold within gives."""
-        return self.fold.result()
 
     def empty(self) -> Self:
         """Counts what an empty fold is given."""
@@ -124,11 +104,11 @@ class _Counted:
     def state(self) -> dict[str, Tensor]:
         """The counts, and what the fold within took in."""
         counts = torch.tensor([self.examples, self.steps, self.bytes])
-        return {**prefixed("fold", self.fold.state()), "counts": counts}
+        return {**prefixed("fold", super().state()), "counts": counts}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes on the counts and the content of another."""
-        self.fold.load(within("fold", state))
+        super().load(within("fold", state))
         self.examples, self.steps, self.bytes = state["counts"].tolist()
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dswag.baselines.method import Method, Predictor, Trial
 from dswag.baselines.phases import further, phase_1, plain_sgd
 from dswag.cohorts import cohort_size
-from dswag.local import Loss
 from dswag.server import Server
 from dswag.training import synchronize
+from dswag.workspace import Loss
 
 
 class Langevin(nn.Module):

@@ -10,9 +10,9 @@ from torch.func import functional_call
 
 from dswag.baselines.method import Method, Predictor, Trial
 from dswag.baselines.phases import further, last_round
-from dswag.local import Loss
 from dswag.posterior import GaussianPosterior
 from dswag.server import Server
+from dswag.workspace import Loss
 
 STEP = 0.005
 """How much the entropy alone raises log standard deviations in a step."""

@@ -14,11 +14,11 @@ from dswag.config import Config
 from dswag.data import holdout
 from dswag.data.examples import ClientData, Examples
 from dswag.engines.in_process import InProcess
-from dswag.local import Loss
 from dswag.parameters import Layout
 from dswag.prediction import Posterior, Predictive, ensemble, predictive
 from dswag.randomness import derive_seed
 from dswag.tasks import Engine, Kind
+from dswag.workspace import Loss
 
 ValueT = TypeVar("ValueT")
 

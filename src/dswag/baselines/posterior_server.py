@@ -25,10 +25,10 @@ from dswag.baselines.phases import phase_1, plain_sgd
 from dswag.cohorts import sample_clients
 from dswag.exchange import exchange
 from dswag.folds import Snapshots
-from dswag.local import Loss
 from dswag.posterior import GaussianPosterior
 from dswag.randomness import derive_seed
 from dswag.tasks import Engine, TrainTask
+from dswag.workspace import Loss
 
 STEP = 0.003
 """ε of the natural-gradient steps."""

@@ -1,4 +1,4 @@
-"""The commands: `dswag train`, `evaluate`, `predict`, `calibrate`, `report` and `collect`."""
+"""The commands: `dswag train`, `evaluate`, `calibrate`, `predict`, `report`, `collect`, `compare` and `reproduce`."""
 
 from dswag.cli.main import main
 

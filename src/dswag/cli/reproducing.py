@@ -1,4 +1,4 @@
-"""`dswag reproduce`: the paper's figures and tables, from recipes that travel with the package."""
+"""The command `reproduce`: the paper's figures and tables, from recipes that travel with the package."""
 
 from pathlib import Path
 

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dswag import failures, local
+from dswag import failures
 from dswag.engines.in_process import InProcess
-from dswag.engines.messages import as_bytes, as_text
 from dswag.engines.ranks import RankError, Ranks
+from dswag.messages import as_bytes, as_text
 from dswag.parameters import Layout
 from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, check_tasks, spread
+from dswag.workspace import Loss
 
 CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
 """Names of what a rank says of its failure."""
@@ -43,7 +44,7 @@ class Distributed:
         clients: Sequence[Any],
         *,
         ranks: Ranks,
-        loss: local.Loss = F.cross_entropy,
+        loss: Loss = F.cross_entropy,
         workers: int | None = None,
         layout: Layout | None = None,
     ) -> None:

@@ -14,6 +14,7 @@ from dswag.data.examples import ClientData, client_data
 from dswag.parameters import Layout
 from dswag.tasks import ClientError, FoldT, Payload, Result, Task, check_tasks, deliver
 from dswag.threads import default_workers, ordered_map
+from dswag.workspace import Loss, Workspace
 
 
 class InProcess:
@@ -43,7 +44,7 @@ class InProcess:
         model: nn.Module,
         clients: Sequence[Any],
         *,
-        loss: local.Loss = F.cross_entropy,
+        loss: Loss = F.cross_entropy,
         workers: int | None = None,
         layout: Layout | None = None,
     ) -> None:
@@ -58,11 +59,11 @@ class InProcess:
             raise ValueError(f"workers must be at least 1, got {workers}")
         listed = isinstance(clients, list | tuple)
         self._clients = [_named(number, data) for number, data in enumerate(clients)] if listed else clients
-        first = local.Workspace(model, loss, layout)
+        first = Workspace(model, loss, layout)
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
         self._intra_op_threads = max(1, default_workers() // len(clients))
-        self._workspaces = [first, *(local.Workspace(model, loss, layout) for _ in range(number - 1))]
+        self._workspaces = [first, *(Workspace(model, loss, layout) for _ in range(number - 1))]
 
     @property
     def num_clients(self) -> int:
@@ -74,7 +75,7 @@ class InProcess:
         check_tasks(tasks, self.num_clients)
         abort = threading.Event()
 
-        def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:
+        def answer(workspace: Workspace, task: Task) -> Result | ClientError:
             workspace.abort = abort
             try:
                 return local.run(task, payload, self._data(task), workspace)

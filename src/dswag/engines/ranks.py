@@ -12,7 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dswag.engines.messages import as_bytes, as_text, packed, unpacked
+from dswag.messages import as_bytes, as_text, packed, unpacked
 
 TIMEOUT = 1800.0
 """Seconds that ranks wait for one another: longer than the longest share of an exchange takes."""

@@ -4,27 +4,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Self
+from typing import Self
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from dswag.faults import fault
+from dswag.around import Around
+from dswag.checks import fault
 from dswag.files import SaveError, replacing, save_tensors, saving
 from dswag.fingerprints import fingerprint
-from dswag.tasks import (
-    ClientError,
-    Coordinates,
-    Engine,
-    FoldT,
-    Payload,
-    Result,
-    Task,
-    TrainResult,
-    TrainTask,
-    deliver,
-    spread,
-)
+from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask
 
 _FORMAT = "dswag-answer"
 
@@ -108,7 +96,7 @@ class _Answer:
                 save_tensors(temporary, {"thetas": thetas}, metadata)
 
 
-class _Recording(Generic[FoldT]):
+class _Recording(Around[FoldT]):
     """A fold, in place, that saves answers after another took them in, and puts saved ones in their turn."""
 
     def __init__(
@@ -119,7 +107,7 @@ class _Recording(Generic[FoldT]):
         saved: Sequence[int],
         answered: Callable[[], None],
     ) -> None:
-        self.fold = fold
+        super().__init__(fold)
         self.payload = payload
         self.answers = answers
         self.turn = {index: place for place, index in enumerate(answers)}
@@ -129,7 +117,7 @@ class _Recording(Generic[FoldT]):
     def add(self, result: Result) -> None:
         """Takes in what comes before the answer, then the answer, and saves it."""
         self.replay(until=result.index)
-        self.fold.add(result)
+        super().add(result)
         answer = self.answers.get(result.index)
         if answer and isinstance(result, TrainResult) and not fault(answer.task, result, self.payload):
             answer.save(result)
@@ -138,31 +126,11 @@ class _Recording(Generic[FoldT]):
     def miss(self, error: ClientError) -> None:
         """Takes in what comes before the answer that did not come, and hands on why."""
         self.replay(until=error.task.index)
-        deliver(self.fold, error)
-
-    def merge(self, other: Self) -> None:
-        """Takes in what another one took in."""
-        self.fold.merge(other.fold)
-
-    def result(self) -> Any:
-        """What the fold within came to."""
-        return self.fold.result()
+        super().miss(error)
 
     def empty(self) -> Self:
         """Saves answers too, and has none to put in their turn."""
         return type(self)(self.fold.empty(), self.payload, self.answers, (), self.answered)
-
-    def state(self) -> dict[str, Tensor]:
-        """What the fold within took in."""
-        return self.fold.state()
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Loads the fold within."""
-        self.fold.load(state)
-
-    def spread(self, coordinates: Coordinates) -> None:
-        """Tells the fold within."""
-        spread(self.fold, coordinates)
 
     def replay(self, until: int | None = None) -> None:
         """Takes in the saved answers whose turn is before that task's; all that are left if None."""

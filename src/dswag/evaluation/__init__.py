@@ -1,1 +1,1 @@
-"""How good probabilities are: scores, calibration."""
+"""How good probabilities are: scores, calibration, inputs unlike the training's, and the loss around a posterior."""

@@ -1,1 +1,1 @@
-"""Recipes and what runs them."""
+"""Recipes, the paper's figures as plans, and what runs them."""

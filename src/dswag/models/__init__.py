@@ -22,7 +22,7 @@ def build(
     std: Sequence[float],
     seed: int,
 ) -> nn.Sequential:
-    """A model for uint8 images of shape (channels, height, width): normalisation, then the named network.
+    """A model for uint8 images of shape (channels, height, width): normalization, then the named network.
 
     Its initial weights are a function of the seed alone.
 

@@ -1,4 +1,4 @@
-"""Normalisation of images as the first layer of a model, so that it travels with the weights."""
+"""Normalization of images as the first layer of a model, so that it travels with the weights."""
 
 from collections.abc import Sequence
 
@@ -27,5 +27,5 @@ class Normalize(nn.Module):
         self.register_buffer("shift", shift.float().view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images as normalised float32."""
+        """The images as normalized float32."""
         return (images.contiguous(memory_format=torch.channels_last) * self.scale).sub_(self.shift)

@@ -162,10 +162,10 @@ def _against(baseline: str, score: str) -> Judge:
     name, kind = {"nll": ("NLL", "NLL"), "ece_equal_mass": ("ECE", "calibration")}[score]
 
     def judge(runs: Sequence[Result], standard: Standard) -> tuple[str, str]:
-        found = {
-            method: _by_workers(runs, lambda run, method=method: run["measured"][method][score])  # type: ignore[misc]
-            for method in ("dswag", baseline)
-        }
+        def scores_of(method: str) -> dict[int, list[float]]:
+            return _by_workers(runs, lambda run: run["measured"][method][score])
+
+        found = {method: scores_of(method) for method in ("dswag", baseline)}
         sides = {
             clients: direction(values, found[baseline][clients], standard.least(kind))
             for clients, values in found["dswag"].items()
@@ -186,9 +186,9 @@ def _against(baseline: str, score: str) -> Judge:
 
 def _skewed(runs: Sequence[Result], standard: Standard) -> tuple[str, str]:
     """NLL less that of θ_T, over all numbers of workers and lengths of phase 2, for each partition."""
-    labelled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
+    labeled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
     told, hurt = [], []
-    for (skew,), group in by_value(labelled, "skew").items():
+    for (skew,), group in by_value(labeled, "skew").items():
         gains = {
             method: [run["measured"][method]["nll"] - run["measured"]["phase-1"]["nll"] for run in group]
             for method in ("dswag", "dswag-calibrated")

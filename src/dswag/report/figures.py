@@ -116,8 +116,8 @@ def against_skew(results: Sequence[Result]) -> Figure:
     figure = Figure(figsize=(3.6 * max(2, len(groups)), 4.4))
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, ((clients, epochs), runs) in zip(panels, groups.items(), strict=True):
-        labelled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
-        _score_lines(axes, labelled, "skew")
+        labeled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
+        _score_lines(axes, labeled, "skew")
         axes.tick_params(axis="x", rotation=30)
         axes.set_title(f"W = {clients}, {epochs} epochs alone", fontsize=10)
         _log(axes, "y")

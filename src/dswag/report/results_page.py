@@ -87,8 +87,8 @@ def _score_table(keys: Sequence[str], scores: Sequence[Score]) -> Callable[[Sequ
 
     def make(runs: Sequence[Result]) -> str:
         rows = []
-        labelled = [{**run, "case": {**run["case"], "partition": case_label(run)}} for run in runs]
-        for values, group in by_value(labelled, *keys).items():
+        labeled = [{**run, "case": {**run["case"], "partition": case_label(run)}} for run in runs]
+        for values, group in by_value(labeled, *keys).items():
             for method in methods_of(group):
                 measured = [run["measured"][method] for run in group if method in run["measured"]]
                 cells = [[score(each) for each in measured] for _, score in scores]

@@ -16,6 +16,7 @@ from dswag.engines.flower import census, records
 from dswag.parameters import Layout
 from dswag.tasks import ClientError, Result, Task, TrainTask
 from dswag.threads import default_workers, ordered_map
+from dswag.workspace import Loss, Workspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,11 @@ class Node:
 
     By number; clients are numbered 0 to W - 1 over the whole federation.
     """
-    loss: local.Loss = F.cross_entropy
+    loss: Loss = F.cross_entropy
     """Mean loss of (outputs, targets)."""
     layout: Layout | None = None
     """The parameters in θ; all trainable ones if None."""
-    workspaces: list[local.Workspace] = field(default_factory=list)
+    workspaces: list[Workspace] = field(default_factory=list)
     """Copies of the model to work in, made where they lack; nodes that `dataclasses.replace` makes share them."""
 
 
@@ -69,7 +70,7 @@ def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
     """The answers of the node's clients, several at work at a time as in `InProcess`."""
     payload, tasks = records.read_request(content, kind)
 
-    def answer(workspace: local.Workspace, task: Task) -> Result | ClientError:
+    def answer(workspace: Workspace, task: Task) -> Result | ClientError:
         if task.client not in node.clients:
             return ClientError(task, f"its node has no client {task.client}, only {sorted(node.clients)}")
         try:
@@ -80,6 +81,6 @@ def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
     workers = default_workers() if next(node.model.parameters()).device.type == "cpu" else 1
     number = max(1, min(workers, len(tasks)))
     while len(node.workspaces) < number:
-        node.workspaces.append(local.Workspace(node.model, node.loss, node.layout))
+        node.workspaces.append(Workspace(node.model, node.loss, node.layout))
     threads = max(1, default_workers() // len(node.clients))
     return records.reply(ordered_map(answer, node.workspaces[:number], tasks, intra_op_threads=threads))

@@ -1,0 +1,60 @@
+"""Where a model is given weights, to train or to predict with them: a copy of it for each thread."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dswag import batch_norm
+from dswag.parameters import Layout
+from dswag.tasks import ClientError, Payload, Task
+
+Loss = Callable[[Any, Tensor], Tensor]
+"""Mean loss over a batch of a model's outputs and the targets; a scalar."""
+
+
+class Workspace:
+    """A copy of the model for one thread to work in; its parameters are views into `theta`, as are their gradients.
+
+    Given a layout, θ is those parameters alone, and the rest stays as it is in the model. Every task starts from the
+    same state: `load` sets parameters and buffers, whatever the task before did to them.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
+        self.layout = layout or Layout.of(model)
+        self.module = deepcopy(model)
+        self.theta, self.gradient = self.layout.bind(self.module)
+        self.loss = loss
+        self.device = self.theta.device
+        self.abort = threading.Event()
+        self.deadline = math.inf
+        self.draws_randomly = True  # until a first batch shows that no layer does
+        self._buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def load(self, payload: Payload) -> None:
+        """Sets θ, and the buffers: to those in the payload, otherwise to the model's own."""
+        self.layout.check(payload["theta"])
+        self.theta.copy_(payload["theta"].detach())
+        given = {name: payload[name] for name in self._buffers if name in payload and name != "theta"}
+        batch_norm.load(self.module, {**self._buffers, **given})
+
+    @property
+    def buffer_names(self) -> tuple[str, ...]:
+        """The model's buffers that a payload may set."""
+        return tuple(self._buffers)
+
+    def check_time(self, task: Task, *, epoch: int | None = None) -> None:
+        """Raises ClientError when the run was stopped, or the task's time is over."""
+        if self.abort.is_set():
+            raise ClientError(task, "the run was stopped", epoch=epoch)
+        if time.monotonic() > self.deadline:
+            raise ClientError(task, f"it took longer than its time limit of {task.time_limit:g} s", epoch=epoch)
+
+    def place(self, inputs: Any) -> Any:
+        """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
+        return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
