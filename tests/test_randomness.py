@@ -52,6 +52,7 @@ RANDOM = {
     "random_ from to": lambda: torch.empty(50).random_(-500, 500),
     "dropout": lambda: F.dropout(POSITIVE),
     "dropout with gradient": lambda: F.dropout(POSITIVE.clone().requires_grad_()).detach(),
+    "dropout as on a GPU": lambda: torch.native_dropout(POSITIVE, 0.5, True)[0],
     "dropout1d": lambda: F.dropout1d(IMAGES[0]),
     "dropout2d": lambda: F.dropout2d(IMAGES),
     "alpha_dropout": lambda: F.alpha_dropout(POSITIVE, training=True),
@@ -209,3 +210,35 @@ def test_seeds_of_neighboring_places_are_unrelated():
     pairs = [(derive_seed(0, 1, t), derive_seed(0, 1, t + 1)) for t in range(2000)]
     mean = sum(63 - (a ^ b).bit_count() for a, b in pairs) / len(pairs)
     assert mean == pytest.approx(31.5, abs=5 * math.sqrt(63 / 4 / len(pairs)))
+
+
+def test_dropout_as_on_a_gpu_is_dropout():
+    inputs = torch.ones(20_000).requires_grad_()
+    with DrawFrom(generator_for(3)) as randomness:
+        outputs, kept = torch.native_dropout(inputs, 0.2, True)
+        outputs.sum().backward()
+    assert randomness.used
+    assert torch.equal(outputs, torch.where(kept, 1 / 0.8, 0.0))
+    assert torch.equal(inputs.grad, outputs)
+    assert abs(kept.float().mean() - 0.8) < 5 * math.sqrt(0.2 * 0.8 / 20_000)
+    with DrawFrom(generator_for(3)):
+        everything, nothing = (
+            torch.native_dropout(POSITIVE, 0.2, False)[0],
+            torch.native_dropout(POSITIVE, 1.0, True)[0],
+        )
+    assert torch.equal(everything, POSITIVE)
+    assert not nothing.any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_operations_draw_from_what_the_generator_seeded():
+    inputs = torch.ones(1000, device="cuda")
+    before = torch.cuda.get_rng_state()
+
+    def draws(seed):
+        with DrawFrom(generator_for(seed)):
+            return torch.cat([F.dropout(inputs), torch.randn_like(inputs), torch.rand(1000, device="cuda")])
+
+    assert torch.equal(draws(1), draws(1))
+    assert not torch.equal(draws(1), draws(2))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
