@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dswag import local
-from dswag.data.examples import client_data
+from dswag.data.augmentation import CropAndFlip
+from dswag.data.examples import Examples, client_data
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
+from dswag.randomness import generator_for
 from dswag.tasks import ClientError, ClientUpdate, Draws, EvaluateTask, StatisticsTask, Task, TrainTask
 from dswag.workspace import Workspace
 
@@ -468,3 +471,45 @@ def test_a_loss_ten_times_that_of_the_first_minibatch_is_divergence(make_model, 
         "client 2 failed in phase 2, epoch 2: loss is 16.5, after 1.5 in the first minibatch (learning rate 0.05): "
         "lower the learning rate, or set clip_gradient"
     )
+
+
+# ------------------------------------------------------------------------------------------- waiting for the device
+
+
+class Looks(TorchDispatchMode):
+    """Counts how often the host looks at a value on the device, which on a GPU waits until all work there is done."""
+
+    LOOKING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default)
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in self.LOOKING
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        replace(TRAIN, update=ClientUpdate(batch_size=4, clip_gradient=1.0, proximal=0.1)),
+        replace(TRAIN, update=ClientUpdate(batch_size=4, optimizer="adamw", precision="bfloat16")),
+        replace(EVALUATE, batch_size=4),
+        replace(STATISTICS, batch_size=4),
+    ],
+    ids=["sgd", "adamw", "evaluation", "statistics"],
+)
+def test_the_host_does_not_wait_for_a_device_batch_by_batch(task):
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(3 * 36, 2)
+    )
+
+    def looks(num_batches):
+        images = torch.rand(4 * num_batches, 1, 8, 8, generator=generator_for(1))
+        examples = Examples(images, torch.arange(4 * num_batches) % 2, CropAndFlip(2))
+        with Looks() as looking:
+            local.run(task, {"theta": theta_of(model)}, examples, Workspace(model))
+        return looking.count
+
+    assert looks(30) == looks(2)

@@ -129,26 +129,25 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
     """Sums of the payload's θ's loss and correct predictions over the client's examples."""
     workspace.load(payload)
     workspace.module.eval()
-    loss_sum, num_correct, num_seen = 0.0, 0, 0
-    classifies = True
+    sizes, losses, correct = [], [], []  # on the device until the end, so that it need not be waited for
     with torch.no_grad():
         for inputs, targets in data.batches(task.batch_size):
             workspace.check_time(task)
-            targets = targets.to(workspace.device)
+            targets = targets.to(workspace.device, non_blocking=True)
             outputs = workspace.module(workspace.place(inputs))
-            loss_sum += len(targets) * float(workspace.loss(outputs, targets))
-            num_seen += len(targets)
-            classifies = classifies and _are_classes(outputs, targets)
-            if classifies:
-                num_correct += int((outputs.argmax(1) == targets).sum())
+            sizes.append(len(targets))
+            losses.append(workspace.loss(outputs, targets))
+            if _are_classes(outputs, targets):
+                correct.append((outputs.argmax(1) == targets).sum())
+    loss_sum = sum(size * loss for size, loss in zip(sizes, torch.stack(losses).tolist(), strict=True))
     if not math.isfinite(loss_sum):
         raise ClientError(task, f"loss is {loss_sum:g}")
     return EvaluateResult(
         index=task.index,
         client=task.client,
-        num_examples=num_seen,
+        num_examples=sum(sizes),
         loss_sum=loss_sum,
-        num_correct=num_correct if classifies else None,
+        num_correct=int(torch.stack(correct).sum()) if len(correct) == len(sizes) else None,
     )
 
 

@@ -31,8 +31,9 @@ class CropAndFlip:
             raise ValueError(f"images must have shape [b, c, h, w], got {list(images.shape)}")
         b, c, h, w = images.shape
         device, drawn_on = images.device, generator.device
-        shifts = torch.randint(2 * self.padding + 1, (2, b, 1), generator=generator, device=drawn_on).to(device)
-        mirrored = torch.randint(2, (b, 1), generator=generator, device=drawn_on).to(device).bool()
+        shifts = torch.randint(2 * self.padding + 1, (2, b, 1), generator=generator, device=drawn_on)
+        mirrored = torch.randint(2, (b, 1), generator=generator, device=drawn_on).bool()
+        shifts, mirrored = (drawn.to(device, non_blocking=True) for drawn in (shifts, mirrored))
         rows = shifts[0] + torch.arange(h, device=device)
         columns = shifts[1] + torch.arange(w, device=device)
         columns = torch.where(mirrored, columns.flip(1), columns)

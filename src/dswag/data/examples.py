@@ -70,6 +70,10 @@ class Examples:
         """The number of examples, n."""
         return len(self)
 
+    def to(self, device: torch.device | str) -> "Examples":
+        """The same there, so that batches for a model on that device need not travel."""
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
     def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
         """One pass over the examples, in batches that differ in size by at most one: no lone example is left over.
 

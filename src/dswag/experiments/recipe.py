@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Protocol, Self, get_type_hints
 
@@ -40,7 +40,7 @@ class Recipe(Config):
     checkpoint_every: Count = 1
     """Checkpoints: rounds of phase 1 from one to the next; those after the last are lost when a run is killed."""
     device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
-    """Data and model: where the model is: cpu, cuda, cuda:1 or mps; batches are moved there."""
+    """Data and model: where model and training data are: cpu, cuda, cuda:1 or mps."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
     """Partition: clients differ in nothing, in shares of each class, in a few classes each, or in size."""
@@ -134,6 +134,7 @@ def build(
             seed=derive_seed(recipe.seed, 0, 0),
         ).to(recipe.device)
         parts = _partition(recipe, dataset.train.targets)
+        dataset = replace(dataset, train=dataset.train.to(recipe.device))
         engine = make_engine(model, [dataset.train[part] for part in parts], workers=workers)
     except DataFormatError:
         raise
