@@ -5,7 +5,9 @@ The step from θ_t to the aggregate is taken as a gradient by an optimizer of th
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +27,11 @@ class Server:
     """v_t of the adaptive ones; None where there is none."""
     first_loss: float | None = None
     """Mean training loss of the first round, by which divergence is told; None before."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same there, where clients' answers come."""
+        momentum, second = (None if m is None else m.to(device) for m in (self.momentum, self.second_moment))
+        return replace(self, theta=self.theta.to(device), momentum=momentum, second_moment=second)
 
 
 def step(server: Server, aggregate: Float[Tensor, "d"], config: Config) -> Server:

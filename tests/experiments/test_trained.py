@@ -1,12 +1,13 @@
 """Training that is kept is training that was done, and is done once."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from dswag import local
 from dswag.baselines.method import complete
+from dswag.checkpoint import Checkpoint
 from dswag.experiments.measurements import OWN
 from dswag.experiments.recipe import build
 from dswag.experiments.trained import train
@@ -14,6 +15,7 @@ from dswag.folds import Snapshots
 from dswag.parameters import Layout
 from dswag.prediction import ensemble
 from dswag.server import Server
+from dswag.tasks import ClientError
 from dswag.training import explore, synchronize
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
@@ -54,18 +56,109 @@ def test_what_acts_after_training_and_in_phase_2_leaves_phase_1_alone(tiny_recip
     assert rounds_trained(build(replace(recipe, samples=7, rank=2)), tmp_path) == 0
     assert rounds_trained(build(replace(recipe, explore_epochs=2)), tmp_path) == 0
     assert rounds_trained(build(replace(recipe, batch_size=100)), tmp_path) == 1
-    assert len(list(tmp_path.glob("*/phase-1.safetensors"))) == 2
-    assert len(list(tmp_path.glob("*/phase-2-*.safetensors"))) == 3
+    assert len(list(tmp_path.glob("*/phase-1.checkpoint.safetensors"))) == 2
+    assert len(list(tmp_path.glob("*/phase-2-*/cost.json"))) == 3
 
 
 def test_files_of_other_settings_under_the_same_name_are_not_used(tiny_recipe, tmp_path):
     recipe = replace(tiny_recipe, rounds=1, explore_epochs=1)
     train(build(recipe), tmp_path)
-    (about,) = tmp_path.glob("*/phase-1.json")
-    read = json.loads(about.read_text())
-    read["settings"]["momentum"] = 0.5  # a default that was another when they were written
-    about.write_text(json.dumps(read))
+    (path,) = tmp_path.glob("*/phase-1.checkpoint.safetensors")
+    checkpoint = Checkpoint.load(path)
+    former = {**checkpoint.settings, "momentum": 0.5}  # a default that was another when they were written
+    replace(checkpoint, settings=former).save(path)
     assert rounds_trained(build(recipe), tmp_path) == 1
+
+
+class Killed(Exception):
+    """The process is no more."""
+
+
+def kill_after(number):
+    """What ends training once it was called so often."""
+    words = []
+
+    def advance(word):
+        words.append(word)
+        if len(words) == number:
+            raise Killed
+
+    return advance
+
+
+@pytest.fixture
+def saved_every_round(monkeypatch):
+    monkeypatch.setattr("dswag.experiments.trained.SAVE_EVERY", 0.0)
+
+
+def assert_same(first, second):
+    """But for the seconds and the memory that it took."""
+    assert torch.equal(first.theta, second.theta)
+    assert torch.equal(first.snapshots, second.snapshots)
+    assert [replace(o, seconds=0) for o in first.rounds.outcomes] == [
+        replace(o, seconds=0) for o in second.rounds.outcomes
+    ]
+    for cost, other in ((first.rounds.cost, second.rounds.cost), (first.explore_cost, second.explore_cost)):
+        assert replace(cost, seconds=0, memory=0) == replace(other, seconds=0, memory=0)
+
+
+@pytest.mark.usefixtures("saved_every_round")
+@pytest.mark.parametrize("server_optimizer", ["plain", "adam"])
+def test_killed_in_phase_1_it_goes_on_from_the_last_round(tiny_recipe, tmp_path, server_optimizer):
+    recipe = replace(
+        tiny_recipe, rounds=3, explore_epochs=1, server_optimizer=server_optimizer, server_learning_rate=0.01
+    )
+    recipe = replace(recipe, stop_accuracy=None)  # which is looked at once more where a run goes on
+    whole = train(build(recipe), tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(build(recipe), tmp_path / "killed", kill_after(2))
+    words = []
+    resumed = train(build(recipe), tmp_path / "killed", words.append)
+    assert words == ["round 3 of at most 3"]
+    assert_same(resumed, whole)
+
+
+@pytest.mark.usefixtures("saved_every_round")
+def test_rounds_that_were_written_down_before_their_weights_are_done_again(tiny_recipe, tmp_path):
+    recipe = replace(tiny_recipe, rounds=2, explore_epochs=1, stop_accuracy=None)
+    with pytest.raises(Killed):
+        train(build(recipe), tmp_path, kill_after(1))
+    (path,) = tmp_path.glob("*/phase-1.checkpoint.safetensors")
+    of_round_1 = path.read_bytes()
+    whole = train(build(recipe), tmp_path)
+    path.write_bytes(of_round_1)
+    words = []
+    assert_same(train(build(recipe), tmp_path, words.append), whole)
+    assert words == ["round 2 of at most 2"]
+
+
+@pytest.mark.parametrize("name", ["phase-1.json", "phase-1.checkpoint.safetensors"])
+def test_what_cannot_be_read_is_done_again(tiny_recipe, tmp_path, name):
+    recipe = replace(tiny_recipe, rounds=1, explore_epochs=1)
+    whole = train(build(recipe), tmp_path)
+    (path,) = tmp_path.glob(f"*/{name}")
+    path.write_bytes(path.read_bytes()[:100])
+    assert_same(train(build(recipe), tmp_path), whole)
+
+
+def test_killed_in_phase_2_it_asks_the_explorers_that_are_left(tiny_recipe, tmp_path, monkeypatch):
+    recipe = replace(tiny_recipe, rounds=1, explore_epochs=1)
+    whole = train(build(recipe), tmp_path / "whole")
+
+    def asked(task, *rest):
+        explorers.append(task.client)
+        if len(explorers) == death:
+            raise Killed
+        return answer(task, *rest)
+
+    answer = local.train
+    monkeypatch.setattr(local, "train", asked)
+    explorers, death = [], 4 + 3  # the third explorer, after a round of four clients
+    with pytest.raises(ClientError, match="Killed"):
+        train(build(recipe, workers=1), tmp_path / "killed")
+    explorers, death = [], None
+    assert_same(train(build(recipe, workers=1), tmp_path / "killed"), whole)
+    assert len(explorers) == 2
 
 
 def test_methods_start_from_what_was_trained_at_its_cost(tiny_run):

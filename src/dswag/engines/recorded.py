@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -140,5 +140,5 @@ class _Recording(Around[FoldT]):
             result = answer.load()
             if result is None:
                 raise SaveError(f"{answer.path} was changed while it was needed: leave it alone, and start again")
-            self.fold.add(result)
+            self.fold.add(replace(result, thetas=result.thetas.to(self.payload["theta"].device)))
             self.answered()

@@ -117,7 +117,8 @@ def _synchronize(
     checkpoint, faults = folder.latest_checkpoint()
     if checkpoint is not None:
         checkpoint.check(recipe)
-    start = Server(layout.flatten(experiment.model)) if checkpoint is None else checkpoint.server
+    theta = layout.flatten(experiment.model)
+    start = Server(theta) if checkpoint is None else checkpoint.server.to(theta.device)
     history = list(folder.rounds_before(checkpoint))
     yield Starting(start.round, faults)
     server, saved = start, start.round

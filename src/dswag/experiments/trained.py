@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -10,24 +10,28 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 from jaxtyping import Float
-from pydantic import TypeAdapter
-from safetensors.torch import load_file, save_file
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from dswag import batch_norm
 from dswag.baselines import phases
 from dswag.baselines.costs import Cost, Ledger, Metered, measured
 from dswag.baselines.method import Done, Problem
+from dswag.checkpoint import Checkpoint, CheckpointError
 from dswag.config import Config
+from dswag.engines.recorded import Recorded
 from dswag.experiments.recipe import Experiment, Recipe
 from dswag.experiments.run import test_engine
-from dswag.files import replacing, write_text
+from dswag.files import write_text
 from dswag.folds import Snapshots
 from dswag.parameters import Layout
 from dswag.server import Server
 from dswag.training import evaluate, explore, synchronize
 
-AboutT = TypeVar("AboutT", "Rounds", Cost)
+KeptT = TypeVar("KeptT")
+
+SAVE_EVERY = 20.0
+"""Seconds between checkpoints of phase 1: what is lost at most when training is killed."""
 
 
 @dataclass(frozen=True)
@@ -84,65 +88,115 @@ class Trained:
 
 
 def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = lambda _: None) -> Trained:
-    """Phases 1 and 2, or what they left in the work folder where they ran before.
+    """Phases 1 and 2, from where they stand in the work folder: training that is done is read, and killed it goes on.
+
+    Phase 1 goes on from a checkpoint, phase 2 with the explorers that have not answered.
 
     Args:
         experiment: what to train.
         work: a folder for many runs, each in its own folder inside; those that differ in phase 2 share phase 1.
         advance: called with words after every round.
+
+    Raises:
+        ClientError, DivergenceError: from the algorithms.
+        SaveError: an answer that cannot be written.
     """
     recipe = experiment.recipe
     settings = {name: value for name, value in asdict(recipe).items() if name not in _AFTERWARDS}
     first = {name: value for name, value in settings.items() if name not in _PHASE_2}
     folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(first)}"
     folder.mkdir(parents=True, exist_ok=True)
-    rounds, start = _kept(folder / "phase-1", first, Rounds, lambda: _phase_1(experiment, advance))
-    second = folder / f"phase-2-{_digest(settings)}"
-    cost, snapshots = _kept(second, settings, Cost, lambda: _phase_2(experiment, start))
-    return Trained(experiment, rounds, cost, start, snapshots)
+    rounds, start = _phase_1(experiment, folder, _as_read(first), advance)
+    cost, snapshots = _phase_2(experiment, start, folder / f"phase-2-{_digest(settings)}")
+    return Trained(experiment, rounds, cost, start.cpu(), snapshots.cpu())
 
 
-def _phase_1(experiment: Experiment, advance: Callable[[str], None]) -> tuple[Rounds, Tensor]:
-    recipe, ledger = experiment.recipe, Ledger()
-    test = None if batch_norm.layers(experiment.model) else test_engine(experiment)
-    theta = Layout.of(experiment.model).flatten(experiment.model)
-    outcomes: list[RoundOutcome] = []
-    started = perf_counter()
-    for done in synchronize(Metered(experiment.engine, ledger), Server(theta), recipe):
-        seconds = perf_counter() - started
-        accuracy = None if test is None else evaluate(test, done.theta, Config()).accuracy
-        size = done.bytes_down + done.bytes_up
-        outcomes.append(RoundOutcome(done.loss, done.accuracy, accuracy, seconds, size))
-        theta = done.theta
-        advance(f"round {done.number} of at most {recipe.rounds}")
-        started = perf_counter()
-    ledger.add(Cost(seconds=sum(outcome.seconds for outcome in outcomes)))
-    return Rounds(tuple(outcomes), ledger.cost), theta
+@dataclass
+class _Progress:
+    """Phase 1 so far, beside its checkpoint."""
+
+    outcomes: list[RoundOutcome] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    """Up to and with each round."""
+    done: bool = False
+
+    def cut(self, rounds: int) -> None:
+        """Forgets what came after so many rounds."""
+        self.done = self.done and len(self.outcomes) == rounds
+        del self.outcomes[rounds:], self.costs[rounds:]
 
 
-def _phase_2(experiment: Experiment, theta: Float[Tensor, "d"]) -> tuple[Cost, Tensor]:
-    ledger = Ledger()
+def _phase_1(
+    experiment: Experiment, folder: Path, settings: Mapping[str, Any], advance: Callable[[str], None]
+) -> tuple[Rounds, Tensor]:
+    recipe, layout = experiment.recipe, Layout.of(experiment.model)
+    about, weights = folder / "phase-1.json", folder / "phase-1.checkpoint.safetensors"
+    theta = layout.flatten(experiment.model)
+    progress, server = _standing(about, weights, settings) or (_Progress(), Server(theta))
+    server = server.to(theta.device)
+    if not progress.done:
+        test = None if batch_norm.layers(experiment.model) else test_engine(experiment)
+        ledger = Ledger()
+        ledger.add(progress.costs[-1] if progress.costs else Cost())
+
+        def save() -> None:
+            write_text(about, json.dumps(asdict(progress), allow_nan=False) + "\n")
+            Checkpoint(server, layout, settings).save(weights)  # last, since it says how far the rest counts
+
+        started = saved = perf_counter()
+        for done in synchronize(Metered(experiment.engine, ledger), server, recipe):
+            seconds = perf_counter() - started
+            ledger.add(Cost(seconds=seconds))
+            accuracy = None if test is None else evaluate(test, done.theta, Config()).accuracy
+            size = done.bytes_down + done.bytes_up
+            progress.outcomes.append(RoundOutcome(done.loss, done.accuracy, accuracy, seconds, size))
+            progress.costs.append(ledger.cost)
+            server = done.server
+            if perf_counter() - saved >= SAVE_EVERY:
+                save()
+                saved = perf_counter()
+            advance(f"round {done.number} of at most {recipe.rounds}")
+            started = perf_counter()
+        progress.done = True
+        save()
+    return Rounds(tuple(progress.outcomes), progress.costs[-1]), server.theta
+
+
+def _standing(about: Path, weights: Path, settings: Mapping[str, Any]) -> tuple[_Progress, Server] | None:
+    """How far phase 1 came before; None where it has to start from the beginning."""
+    try:
+        checkpoint, _ = Checkpoint.latest(weights)
+    except CheckpointError:
+        return None
+    progress = _read(about, _Progress)
+    if checkpoint is None or progress is None or checkpoint.settings != settings:
+        return None
+    if len(progress.outcomes) < checkpoint.server.round:
+        return None
+    progress.cut(checkpoint.server.round)
+    return progress, checkpoint.server
+
+
+def _phase_2(experiment: Experiment, theta: Float[Tensor, "d"], folder: Path) -> tuple[Cost, Tensor]:
+    """What it cost, of which the seconds are those since training was last killed within it, and all snapshots."""
+    ledger, about = Ledger(), folder / "cost.json"
     with measured(ledger):
-        engine = Metered(experiment.engine, ledger)
+        engine = Metered(Recorded(experiment.engine, folder), ledger)
         snapshots = explore(engine, theta, experiment.recipe, Snapshots()).fold.result()
-    return ledger.cost, snapshots
+    cost = _read(about, Cost)
+    if cost is None:
+        cost = ledger.cost
+        write_text(about, json.dumps(asdict(cost)) + "\n")
+    return cost, snapshots
 
 
-def _kept(
-    path: Path, settings: Mapping[str, Any], kind: type[AboutT], work: Callable[[], tuple[AboutT, Tensor]]
-) -> tuple[AboutT, Tensor]:
-    """What the work gives, read from files of this name where it was done; the weights are written last."""
-    about, weights = path.with_suffix(".json"), path.with_suffix(".safetensors")
-    settings = json.loads(json.dumps(settings))  # as they are read again
-    if weights.exists():
-        read = json.loads(about.read_text(encoding="utf-8"))
-        if all(settings.get(name) == value for name, value in read["settings"].items()):
-            return TypeAdapter(kind).validate_python(read["outcome"]), load_file(weights)["weights"]
-    outcome, tensor = work()
-    write_text(about, json.dumps({"settings": settings, "outcome": asdict(outcome)}, allow_nan=False) + "\n")
-    with replacing(weights) as temporary:
-        save_file({"weights": tensor.contiguous()}, temporary)
-    return outcome, tensor
+def _read(path: Path, kind: type[KeptT]) -> KeptT | None:
+    """What was written there; None where nothing was, or nothing that can be read."""
+    try:
+        read: KeptT = TypeAdapter(kind).validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return read
 
 
 _AFTERWARDS = frozenset({"data_dir", "rank", "centering", "samples", "scale", "calibrate"})
@@ -158,6 +212,12 @@ _PHASE_2 = frozenset(
         "snapshots_per_cycle",
     }
 )
+
+
+def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """As they are after a way through JSON."""
+    read: dict[str, Any] = json.loads(json.dumps(settings))
+    return read
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
