@@ -97,7 +97,7 @@ def predictive(
         engine=engine,
         batch_norm_examples=batch_norm_examples,
     )  # l. 2-3
-    return joined(_averages(model, members, inputs, batch_size)).tempered(posterior.temperature)  # l. 1, 4-6
+    return average(model, members, inputs, batch_size=batch_size).tempered(posterior.temperature)  # l. 1, 4-6
 
 
 def predict(
@@ -122,11 +122,10 @@ def predictive_stream(
     same ones every time, as a shuffled loader does not.
     """
     members = draws_of(model, posterior, **options)
-    averages = _averages(model, members, inputs, batch_size)
     return (
         Predictive(*of_batch).tempered(posterior.temperature)
-        for average, sizes in averages
-        for of_batch in zip(*(torch.split(tensor, sizes) for tensor in average.tensors()), strict=True)
+        for averages, sizes in _averages(model, members, inputs, batch_size)
+        for of_batch in zip(*(torch.split(tensor, sizes) for tensor in averages.tensors()), strict=True)
     )
 
 
@@ -144,12 +143,8 @@ def ensemble(
 
     The weights are those of the parameters in `layout`; of all trainable ones if None.
     """
-    statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples)[0] for theta in thetas]
-
-    def payload(i: int) -> Payload:
-        return {"theta": thetas[i], **statistics[i]}
-
-    return joined(_averages(model, Members(layout or Layout.of(model), len(thetas), payload), inputs, batch_size))
+    members = members_of(model, thetas, engine=engine, layout=layout, batch_norm_examples=batch_norm_examples)
+    return average(model, members, inputs, batch_size=batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +190,29 @@ def draws_of(
     return Members(layout, samples, payload)
 
 
+def members_of(
+    model: nn.Module,
+    thetas: Float[Tensor, "s d"],
+    *,
+    engine: Engine | None = None,
+    layout: Layout | None = None,
+    batch_norm_examples: int | None = None,
+) -> Members:
+    """Weights that are known, and their BatchNorm statistics."""
+    statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples)[0] for theta in thetas]
+
+    def payload(i: int) -> Payload:
+        return {"theta": thetas[i], **statistics[i]}
+
+    return Members(layout or Layout.of(model), len(thetas), payload)
+
+
+def average(model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], *, batch_size: int = 128) -> Predictive:
+    """Lines 4 to 6: the average over the members of what the model predicts with them."""
+    averages = _averages(model, members, inputs, batch_size)
+    return Predictive(*map(torch.cat, zip(*(each.tensors() for each, _ in averages), strict=True)))
+
+
 def _averages(
     model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], batch_size: int
 ) -> Iterator[tuple[Predictive, list[int]]]:
@@ -213,11 +231,6 @@ def _averages(
         variance = (squares / members.count - mean.double().square()).clamp_min(0).float()
         mutual_information = (_entropy(mean) - expected_entropy).clamp_min(0)
         yield Predictive(mean, expected_entropy, mutual_information, variance), sizes  # l. 6
-
-
-def joined(averages: Iterable[tuple[Predictive, list[int]]]) -> Predictive:
-    """The predictive distribution of all examples."""
-    return Predictive(*map(torch.cat, zip(*(average.tensors() for average, _ in averages), strict=True)))
 
 
 def outputs(

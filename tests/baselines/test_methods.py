@@ -42,6 +42,16 @@ def test_methods_refresh_batch_norm_where_the_model_has_it(classification, make_
     torch.testing.assert_close(predicted.probabilities.sum(1), torch.ones(20))
 
 
+@pytest.mark.parametrize("name", ["dswag", "ensemble"])
+def test_batch_norm_is_refreshed_once_for_all_inputs(classification, make_model, name, monkeypatch):
+    problem = classification(model=make_model(batch_norm=True))
+    predictor, _ = complete(METHODS[name], problem)
+    inputs = problem.clients[0].inputs
+    first = predictor(inputs).probabilities
+    monkeypatch.setattr(Metered, "reduce", lambda *_: pytest.fail("refreshed again"))
+    torch.testing.assert_close(predictor(inputs[:7]).probabilities, first[:7])
+
+
 def test_shared_parts_are_trained_once_and_paid_for_by_every_method_that_uses_them(classification, monkeypatch):
     problem = classification()
     first, second = Trial(problem), Trial(problem)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from dswag.data import holdout
 from dswag.data.examples import ClientData, Examples
 from dswag.engines.in_process import InProcess
 from dswag.parameters import Layout
-from dswag.prediction import Posterior, Predictive, ensemble, predictive
+from dswag.prediction import Members, Posterior, Predictive, average, draws_of, members_of
 from dswag.randomness import derive_seed
 from dswag.tasks import Engine, Kind
 from dswag.workspace import Loss
@@ -145,26 +145,38 @@ class Trial:
         scale: float = 1.0,
         model: nn.Module | None = None,
     ) -> Predictor:
-        """Predicts by averaging over draws from a posterior over the trainable parameters of a model."""
-        model = model or self.model
-        engine = self.engine(model)
-        return lambda inputs: predictive(
-            model,
-            posterior,
-            inputs,
-            samples=self.config.samples,
-            seed=self.prediction_seed,
-            kind=kind,
-            scale=scale,
-            engine=engine,
-            batch_norm_examples=self.config.batch_norm_examples,
-        )
+        """Predicts by averaging over draws from a posterior over the trainable parameters of a model.
+
+        BatchNorm statistics are refreshed once, however many inputs are predicted.
+        """
+        network = model or self.model
+        engine = self.engine(network)
+
+        @cache
+        def members() -> Members:
+            return draws_of(
+                network,
+                posterior,
+                samples=self.config.samples,
+                seed=self.prediction_seed,
+                kind=kind,
+                scale=scale,
+                engine=engine,
+                batch_norm_examples=self.config.batch_norm_examples,
+            )
+
+        return lambda inputs: average(network, members(), inputs).tempered(posterior.temperature)
 
     def from_weights(self, thetas: Float[Tensor, "s d"]) -> Predictor:
         """Predicts by averaging over some weights."""
         engine = self.engine()
         examples = self.config.batch_norm_examples
-        return lambda inputs: ensemble(self.model, thetas, inputs, engine=engine, batch_norm_examples=examples)
+
+        @cache
+        def members() -> Members:
+            return members_of(self.model, thetas, engine=engine, batch_norm_examples=examples)
+
+        return lambda inputs: average(self.model, members(), inputs)
 
     @property
     def prediction_seed(self) -> int:
