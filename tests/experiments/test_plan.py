@@ -1,5 +1,7 @@
 """What the recipes of figures and tables ask for."""
 
+from dataclasses import replace
+
 import pytest
 
 from dswag.experiments.measurements import MEASURES, OWN
@@ -32,6 +34,30 @@ def test_the_paper_s_numbers_of_workers_are_all_there(model):
 def test_figures_of_the_same_runs_ask_for_the_same_training():
     recipes = [{case.recipe for case in load(name).cases if case.recipe.model == "mlp"} for name in NAMES[1:5]]
     assert recipes[0] == recipes[1] == recipes[3] >= recipes[2]
+
+
+@pytest.mark.parametrize("name", ["fig5-right", "fig7"])
+def test_figures_on_cifar10_are_of_the_runs_of_its_table(name):
+    plan, table, own = load(name, dataset="cifar10"), load("table-cifar10"), load(name)
+    assert [case.recipe for case in plan.cases] == [case.recipe for case in table.cases]
+    assert (plan.measure, plan.cases[0].options) == (own.measure, own.cases[0].options)
+    assert {case.recipe.dataset for case in load(name, quick=True, dataset="cifar10").cases} == {"mnist5k"}
+
+
+def test_another_data_set_gets_the_plan_s_own_runs():
+    cases, own = (load("fig7", dataset=dataset).cases for dataset in ("fashion-mnist", None))
+    assert [replace(case.recipe, dataset="mnist") for case in cases] == [case.recipe for case in own]
+
+
+def test_cifar10_has_the_published_recipe_of_swag_for_one_worker():
+    """Izmailov et al. 2018 and Maddox et al. 2019: 300 epochs, of which those from the 161st on give snapshots."""
+    (one,) = [case.recipe for case in load("table-cifar10").cases if case.recipe.clients == 1]
+    assert one.rounds * one.local_epochs + one.explore_epochs == 300
+    assert one.rounds == 161
+    assert (one.learning_rate, one.weight_decay, one.batch_size, one.momentum) == (0.05, 5e-4, 128, 0.9)
+    assert one.explore_learning_rate == one.explore_final_learning_rate == 0.01
+    assert (one.snapshots_per_cycle, one.rank, one.samples) == (139, 20, 30)
+    assert {case.recipe.clients for case in load("table-cifar10").cases} == {1, 2, 4, 8}
 
 
 def test_a_group_stands_for_its_methods_and_is_no_setting():

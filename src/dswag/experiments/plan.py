@@ -54,7 +54,8 @@ def load(name: str, *, quick: bool = False, dataset: str | None = None) -> Plan:
     Args:
         name: one of `NAMES`.
         quick: a few short runs on a small data set instead, for a minute.
-        dataset: the same runs on another data set than the plan's.
+        dataset: the same runs on another data set than the plan's; or, where the plan has a table of that name, those
+            of the plan that it says the data set's runs are `like`.
 
     Raises:
         ValueError: an unknown name.
@@ -62,10 +63,13 @@ def load(name: str, *, quick: bool = False, dataset: str | None = None) -> Plan:
     """
     if name not in NAMES:
         raise ValueError(f"there is no {name!r} to reproduce: choose one of {', '.join(NAMES)}, or all")
-    file = resources.files("dswag.experiments").joinpath(f"{name}.toml")
-    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    table, other = _table(name), {}
+    if dataset is not None and dataset not in table:
+        other = {"dataset": dataset}
+    elif dataset is not None:
+        like = _table(table[dataset]["like"])
+        table |= {part: like[part] for part in ("settings", "cases", "seconds")}
     small = table["quick"] if quick else {}
-    other = {} if dataset is None else {"dataset": dataset}
     shared = {**table["settings"], **small.get("settings", {}), **other}
     options = {**table.get("options", {}), **small.get("options", {})}
     return Plan(
@@ -78,6 +82,11 @@ def load(name: str, *, quick: bool = False, dataset: str | None = None) -> Plan:
             for settings in _expanded(small.get("cases", table["cases"]))
         ),
     )
+
+
+def _table(name: str) -> dict[str, Any]:
+    file = resources.files("dswag.experiments").joinpath(f"{name}.toml")
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 def _case(settings: Mapping[str, Any], shared: Mapping[str, Any], options: Mapping[str, Any], *, source: str) -> Case:
