@@ -456,6 +456,26 @@ def test_bars_show_round_details_and_time_left():
     assert "1/2" in screen.getvalue()
 
 
+def test_a_long_step_tells_how_far_it_is(capsys, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(console, "monotonic", lambda: now)
+    with console.Lines() as lines:
+        lines.begin("fig8", 2)
+        for now in (105.0, 111.0, 119.0, 122.0):
+            lines.tell(f"at {now:g}")
+        lines.advance("done")
+        for now in (131.0, 133.0):
+            lines.tell(f"at {now:g}")
+    told = ["fig8 0/2, now at 111", "fig8 0/2, now at 122", "fig8 1/2: done", "fig8 1/2, now at 133"]
+    assert capsys.readouterr().err.splitlines() == told
+    screen = io.StringIO()
+    with console.Bars(Console(file=screen, force_terminal=True, width=100)) as bars:
+        bars.begin("fig8", 2)
+        bars.tell("round 3 of at most 50")
+    assert "round 3 of at most 50" in screen.getvalue()
+    assert "0/2" in screen.getvalue()
+
+
 def test_lines_are_one_a_step_and_few_where_there_are_many_steps(capsys):
     with console.Lines() as lines:
         lines.begin("round", 3)

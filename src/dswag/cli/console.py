@@ -31,6 +31,9 @@ class Display(Protocol):
     def advance(self, details: str = "") -> None:
         """One more step is done."""
 
+    def tell(self, details: str) -> None:
+        """How far the step is that is being done."""
+
 
 def display() -> Display:
     """Bars on a terminal, lines elsewhere."""
@@ -67,9 +70,13 @@ class Bars:
         """Moves the last bar on."""
         self._progress.update(self._task, advance=1, details=details)
 
+    def tell(self, details: str) -> None:
+        """Shows it beside the last bar."""
+        self._progress.update(self._task, details=details)
+
 
 class Lines:
-    """A line for each step, or one every ten seconds where there are many."""
+    """A line for each step, or one every ten seconds where there are many or one takes long."""
 
     def __enter__(self) -> Self:
         return self
@@ -81,6 +88,7 @@ class Lines:
         """Counts on from those done."""
         self._what, self._total, self._done = what, total, done
         self._last = float("-inf")
+        self._told = monotonic()
 
     def advance(self, details: str = "") -> None:
         """Writes a line, unless there was one just before and there are many to come."""
@@ -89,6 +97,13 @@ class Lines:
         if self._total <= _ALL_LINES or self._done == self._total or now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
             say(f"{self._what} {self._done}/{self._total}" + (f": {details}" if details else ""))
+
+    def tell(self, details: str) -> None:
+        """Writes a line, unless there was one in the last ten seconds."""
+        now = monotonic()
+        if now - max(self._told, self._last) >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            say(f"{self._what} {self._done}/{self._total}, now {details}")
 
 
 def say(line: str) -> None:

@@ -40,7 +40,7 @@ def _run(plan: Plan, results: Path, options: Reproduce) -> None:
     left = remaining(plan, results, only=options.only)
     with console.display() as display:
         display.begin(plan.name, len(left))
-        for case in reproduce(plan, results, options.work, only=options.only):
+        for case in reproduce(plan, results, options.work, only=options.only, advance=display.tell):
             write(_figure(plan, results), draw(plan.name, plan.title, present(plan, results)))
             display.advance(f"{case.name}, about {_duration(seconds_left(plan, results))} left")
 
