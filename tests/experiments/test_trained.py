@@ -68,6 +68,9 @@ def test_files_of_other_settings_under_the_same_name_are_not_used(tiny_recipe, t
     former = {**checkpoint.settings, "momentum": 0.5}  # a default that was another when they were written
     replace(checkpoint, settings=former).save(path)
     assert rounds_trained(build(recipe), tmp_path) == 1
+    checkpoint.settings.pop("momentum")  # a setting that there was not yet
+    checkpoint.save(path)
+    assert rounds_trained(build(recipe), tmp_path) == 0
 
 
 class Killed(Exception):

@@ -169,9 +169,9 @@ def _standing(about: Path, weights: Path, settings: Mapping[str, Any]) -> tuple[
     except CheckpointError:
         return None
     progress = _read(about, _Progress)
-    if checkpoint is None or progress is None or checkpoint.settings != settings:
+    if checkpoint is None or progress is None or len(progress.outcomes) < checkpoint.server.round:
         return None
-    if len(progress.outcomes) < checkpoint.server.round:
+    if any(settings.get(name) != value for name, value in checkpoint.settings.items()):  # new ones are at defaults
         return None
     progress.cut(checkpoint.server.round)
     return progress, checkpoint.server
