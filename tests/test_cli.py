@@ -25,7 +25,7 @@ from dswag.experiments.run import execute
 from dswag.records import RoundRecord
 from dswag.run_folder import RunFolder
 
-TINY = ["--clients", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "3"]
+TINY = ["--clients", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "3", "--landscape-examples", "50"]
 METHODS = ["phase-1 model", "mean model", "DSWAG", "DSWAG diagonal", "clients' ensemble"]
 
 
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
 
 
 def test_help_names_every_setting_with_default_and_symbol(dswag, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setenv("COLUMNS", "400")
     code, out, _ = dswag("train", "--help")
     assert code == 0
     for setting in settings():
@@ -72,7 +72,7 @@ def test_train_writes_a_whole_run_and_prints_its_table(dswag, tmp_path, monkeypa
     assert f"{folder.metrics().scores['DSWAG'].nll:.4f}" in out
     assert "report: runs/mnist5k-mlp-1/report.html" in out
     assert [line.split(":")[0] for line in err.splitlines() if line.startswith("phase 1")] == ["phase 1"] * 2
-    assert folder.config(Recipe) == Recipe(clients=3, rounds=2, explore_epochs=2, samples=3)
+    assert folder.config(Recipe) == Recipe(clients=3, rounds=2, explore_epochs=2, samples=3, landscape_examples=50)
     assert len(folder.history()) == 2
     assert "mnist5k-mlp-1: mlp on mnist5k, 3 clients" in (folder.path / "report.html").read_text()
 

@@ -12,6 +12,7 @@ from dswag.run_folder import FILES, RunFolder
 
 SETTINGS = ["--clients", "5", "--rounds", "3", "--clients-per-round", "2", "--explore-epochs", "2", "--samples", "2"]
 SERVER = ["--server-optimizer", "momentum", "--server-learning-rate", "0.5", "--cycles", "2", "--rank", "4"]
+SERVER += ["--landscape-examples", "50"]
 
 
 @pytest.fixture
@@ -60,7 +61,11 @@ def outcome(path):
     metrics = asdict(folder.metrics())
     for part in (*records, metrics):
         part.pop("seconds")
-    return records, metrics, {**folder.posterior().tensors(), "θ": server.theta, "momentum": server.momentum}
+    return (
+        records,
+        (metrics, folder.landscape()),
+        {**folder.posterior().tensors(), "θ": server.theta, "momentum": server.momentum},
+    )
 
 
 def assert_same(path, expected):

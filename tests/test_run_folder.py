@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from samples import LAYOUT, METRICS, POSTERIOR
+from samples import LANDSCAPE, LAYOUT, METRICS, POSTERIOR
 
 from dswag import PosteriorFileError, files
 from dswag.checkpoint import Checkpoint, CheckpointError
@@ -39,6 +39,7 @@ def full(folder):
     folder.save_history(HISTORY, EXPLORATION)
     folder.save_checkpoint(CHECKPOINT)
     folder.save_posterior(POSTERIOR)
+    folder.save_landscape(LANDSCAPE)
     folder.save_metrics(METRICS)
     folder.save_report("<!doctype html>")
     return folder
@@ -54,6 +55,7 @@ def test_every_part_comes_back(full):
     assert (checkpoint.server.round, checkpoint.layout) == (2, LAYOUT)
     assert torch.equal(checkpoint.server.theta, CHECKPOINT.server.theta)
     assert opened.posterior().layout == LAYOUT
+    assert opened.landscape() == LANDSCAPE
     assert opened.metrics() == METRICS
     assert sorted(path.name for path in full.path.iterdir()) == sorted(FILES)
 
@@ -63,6 +65,7 @@ def test_parts_that_are_not_there_yet(folder):
     assert folder.history() == ()
     assert folder.exploration() is None
     assert folder.latest_checkpoint() == (None, ())
+    assert folder.landscape() is None
     assert folder.metrics() is None
     assert not folder.has_posterior()
     with pytest.raises(RunFolderError, match=r"has no checkpoint.safetensors: no round of phase 1 was completed"):
@@ -154,6 +157,39 @@ def test_damaged_metrics_are_refused(full):
         full.metrics()
 
 
+def test_a_landscape_goes_with_the_posterior_that_it_is_of(full):
+    full.save_posterior(POSTERIOR)
+    assert full.landscape() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.pop("num_examples"), "num_examples: Field required"),
+        (lambda values: values["surroundings"].update(at=[-2.0, 2.0, 0.0]), "surroundings: .*must ascend, got"),
+        (lambda values: values["surroundings"].update(at=[]), "surroundings: .*must ascend, got"),
+        (lambda values: values["surroundings"].update(eigenvalues=[4.0, 0.0]), "variances must be above 0"),
+        (lambda values: values["surroundings"].update(total_variance=0.0), "variances must be above 0"),
+        (lambda values: values["surroundings"].update(eigenvalues=[4.0]), "losses must be 1 rows of 3 finite|planes"),
+        (
+            lambda values: values["surroundings"]["planes"][0].update(axes=[1, 3]),
+            "planes must be of eigenvectors 1 to 2",
+        ),
+        (lambda values: values["surroundings"]["planes"][0]["loss"].pop(), "losses must be 3 rows of 3 finite numbers"),
+        (lambda values: values["surroundings"]["lines"]["train"][1].pop(), "losses must be 2 rows of 3 finite numbers"),
+        (lambda values: values["surroundings"].update(lines={}), "has lines of the train loss, got \\[\\]"),
+        (lambda values: values["places"].update(mean=[[0.0]]), "places of mean must have a number for each of 2"),
+    ],
+)
+def test_a_damaged_landscape_is_refused(full, change, message):
+    path = full.path / "landscape.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(RunFolderError, match=f"landscape.json is cut off, damaged or foreign: .*({message})"):
+        full.landscape()
+
+
 def test_numbers_that_are_none_are_not_written(folder):
     with pytest.raises(ValueError, match="not JSON compliant"):
         folder.save_history([replace(HISTORY[0], loss=float("nan"))])
@@ -193,13 +229,14 @@ def test_a_new_run_in_an_old_folder_finds_nothing_of_the_old_one(full):
     assert sorted(path.name for path in new.path.iterdir()) == ["config.toml", "notes.txt"]
 
 
-@pytest.mark.parametrize("name", ["history", "checkpoint", "posterior", "metrics", "report"])
+@pytest.mark.parametrize("name", ["history", "checkpoint", "posterior", "landscape", "metrics", "report"])
 def test_a_disk_that_is_full_is_one_error_with_advice_and_leaves_what_was_there(full, name, monkeypatch):
     """Expected of every file: the old content, no temporary, and how to go on."""
     parts = {
         "history": lambda: full.save_history(HISTORY),
         "checkpoint": lambda: full.save_checkpoint(CHECKPOINT),
         "posterior": lambda: full.save_posterior(POSTERIOR),
+        "landscape": lambda: full.save_landscape(LANDSCAPE),
         "metrics": lambda: full.save_metrics(METRICS),
         "report": lambda: full.save_report("<p>"),
     }

@@ -1,4 +1,4 @@
-"""What a run folder tells of a run in numbers and words: its rounds, its phase 2, its scores."""
+"""What a run folder tells of a run in numbers and words: its rounds, its phase 2, its scores, its landscape."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Literal
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
+from dswag.evaluation.surroundings import Surroundings
 from dswag.exchange import Missing
 
 
@@ -57,3 +58,22 @@ class Metrics:
     environment: Mapping[str, str]
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
     """Class by class and example by example, of the methods that are looked into."""
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The training loss around the posterior's mean, in standard deviations of the posterior at scale 1."""
+
+    num_examples: int
+    """That the loss is the mean over, the negative log-likelihood in nats."""
+    surroundings: Surroundings
+    places: Mapping[str, tuple[tuple[float, ...], ...]]
+    """By what they are called, how far weights are from the mean along each eigenvector."""
+
+    def __post_init__(self) -> None:
+        if list(self.surroundings.lines) != ["train"]:
+            raise ValueError(f"a landscape has lines of the train loss, got {list(self.surroundings.lines)}")
+        directions = len(self.surroundings.eigenvalues)
+        for name, places in self.places.items():
+            if any(len(place) != directions for place in places):
+                raise ValueError(f"places of {name} must have a number for each of {directions} eigenvectors")

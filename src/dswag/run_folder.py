@@ -1,4 +1,4 @@
-"""The folder of a run: settings, partition, history, checkpoint, posterior, metrics and report, each in one file."""
+"""The folder of a run: settings, partition, history, checkpoint, posterior, landscape, metrics, report: a file each."""
 
 import json
 import shutil
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,19 +16,21 @@ from dswag.config import Config, ConfigError
 from dswag.data.class_counts import ClassCounts
 from dswag.files import remove_leftovers, saving, write_text
 from dswag.posterior import GaussianPosterior
-from dswag.records import ExploreRecord, Metrics, RoundRecord
+from dswag.records import ExploreRecord, Landscape, Metrics, RoundRecord
 
 CONFIG = "config.toml"
 PARTITION = "partition.json"
 HISTORY = "history.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
 POSTERIOR = "posterior.safetensors"
+LANDSCAPE = "landscape.json"
 METRICS = "metrics.json"
 REPORT = "report.html"
 ANSWERS = "explorers"
-FILES = (CONFIG, PARTITION, HISTORY, CHECKPOINT, POSTERIOR, METRICS, REPORT)
+FILES = (CONFIG, PARTITION, HISTORY, CHECKPOINT, POSTERIOR, LANDSCAPE, METRICS, REPORT)
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+RecordT = TypeVar("RecordT")
 
 
 class RunFolderError(ValueError):
@@ -110,8 +112,7 @@ class RunFolder:
         Raises:
             RunFolderError: a file that is damaged or foreign.
         """
-        path = self.path / PARTITION
-        return _read_json(path.read_bytes(), ClassCounts, str(path)) if path.exists() else None
+        return self._record(PARTITION, ClassCounts)
 
     def save_history(self, rounds: Sequence[RoundRecord], exploration: ExploreRecord | None = None) -> None:
         """Writes a line for each round, and one for phase 2 where it is done."""
@@ -183,9 +184,10 @@ class RunFolder:
         before(self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def save_posterior(self, posterior: GaussianPosterior) -> None:
-        """Writes what Algorithm 1 returned."""
+        """Writes what Algorithm 1 returned; a landscape is of the posterior before, so that it goes."""
         with self._saving(POSTERIOR) as path:
             posterior.save(path)
+        (self.path / LANDSCAPE).unlink(missing_ok=True)
 
     def has_posterior(self) -> bool:
         """Whether phase 2 came far enough for a posterior."""
@@ -200,6 +202,19 @@ class RunFolder:
         """
         return GaussianPosterior.load(self._existing(POSTERIOR, "the run was stopped too early for one: train again"))
 
+    def save_landscape(self, landscape: Landscape) -> None:
+        """Writes the loss around the posterior's mean."""
+        with self._saving(LANDSCAPE) as path:
+            write_text(path, json.dumps(asdict(landscape), allow_nan=False) + "\n")
+
+    def landscape(self) -> Landscape | None:
+        """The loss around the posterior's mean; None where it was not measured.
+
+        Raises:
+            RunFolderError: a file that is damaged or foreign.
+        """
+        return self._record(LANDSCAPE, Landscape)
+
     def save_metrics(self, metrics: Metrics) -> None:
         """Writes the scores of all methods."""
         with self._saving(METRICS) as path:
@@ -211,8 +226,7 @@ class RunFolder:
         Raises:
             RunFolderError: a file that is damaged or foreign.
         """
-        path = self.path / METRICS
-        return _read_json(path.read_bytes(), Metrics, str(path)) if path.exists() else None
+        return self._record(METRICS, Metrics)
 
     def save_report(self, html: str) -> Path:
         """Writes the page, and returns where."""
@@ -225,11 +239,15 @@ class RunFolder:
             raise RunFolderError(f"{self.path} has no {name}: {otherwise}")
         return self.path / name
 
+    def _record(self, name: str, kind: type[RecordT]) -> RecordT | None:
+        path = self.path / name
+        return _read_json(path.read_bytes(), kind, str(path)) if path.exists() else None
+
     def _records(self) -> Iterator[RoundRecord | ExploreRecord]:
         path = self.path / HISTORY
         lines = path.read_bytes().splitlines() if path.exists() else []
         for number, line in enumerate(lines, 1):
-            kind = ExploreRecord if b'"phase": 2' in line else RoundRecord
+            kind: type[RoundRecord] | type[ExploreRecord] = ExploreRecord if b'"phase": 2' in line else RoundRecord
             yield _read_json(line, kind, f"{path}, line {number}")
 
     @contextmanager
@@ -255,6 +273,9 @@ class Unwritten(RunFolder):
     def save_posterior(self, posterior: GaussianPosterior) -> None:
         """Leaves it to the other."""
 
+    def save_landscape(self, landscape: Landscape) -> None:
+        """Leaves it to the other."""
+
     def save_metrics(self, metrics: Metrics) -> None:
         """Leaves it to the other."""
 
@@ -275,7 +296,7 @@ def _writable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_json(text: bytes, kind: type[Any], where: str) -> Any:
+def _read_json(text: bytes, kind: type[RecordT], where: str) -> RecordT:
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:

@@ -5,9 +5,11 @@ import json
 import pytest
 
 from dswag.cli import main
+from dswag.evaluation.landscape import total_variance
 from dswag.run_folder import RunFolder
 
 TINY = ["--clients", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "3", "--snapshots-per-cycle", "2"]
+TINY += ["--landscape-examples", "50"]
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,8 @@ def test_the_fit_is_saved_and_scored(run, capsys):
     posterior = RunFolder.open(run).posterior()
     for name in ("within_scale", "between_scale", "temperature"):
         assert printed[name] == getattr(posterior, name)
+    around = RunFolder.open(run).landscape().surroundings
+    assert around.total_variance == total_variance(*posterior.factors("swag"))  # of the posterior that was fitted
     after = RunFolder.open(run).metrics()
     assert list(after.scores) == list(before.scores)
     unchanged = {name for name in after.scores if after.scores[name] == before.scores[name]}

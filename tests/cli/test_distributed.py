@@ -11,6 +11,7 @@ from dswag.experiments.recipe import Recipe
 from dswag.run_folder import FILES, RunFolder
 
 TINY = ["--clients", "5", "--clients-per-round", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "2"]
+TINY += ["--landscape-examples", "50"]
 
 
 def test_two_processes_write_the_run_folder_that_one_writes(tmp_path, capsys):
@@ -32,6 +33,10 @@ def test_two_processes_write_the_run_folder_that_one_writes(tmp_path, capsys):
     assert [(r.loss, r.clients, r.test_accuracy) for r in two.history()] == [
         (r.loss, r.clients, r.test_accuracy) for r in one.history()
     ]
+    around = two.landscape().surroundings, one.landscape().surroundings
+    assert around[0].at == around[1].at
+    for theirs_along, ours_along in zip(*(each.lines["train"] for each in around), strict=True):
+        assert theirs_along == pytest.approx(ours_along, rel=1e-4)
     for method, scores in one.metrics().scores.items():
         assert two.metrics().scores[method].nll == pytest.approx(scores.nll, rel=1e-5)
 

@@ -7,7 +7,7 @@ from dswag.data.class_counts import ClassCounts
 from dswag.experiments.recipe import Recipe, build
 from dswag.run_folder import RunFolder
 
-TINY = ["--clients", "3", "--rounds", "1", "--explore-epochs", "1", "--samples", "2"]
+TINY = ["--clients", "3", "--rounds", "1", "--explore-epochs", "1", "--samples", "2", "--landscape-examples", "50"]
 
 
 @pytest.mark.parametrize(

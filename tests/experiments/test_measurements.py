@@ -60,7 +60,7 @@ def test_distances_are_measured_at_the_mean_and_at_so_many_standard_deviations(t
 def test_the_surroundings_have_the_mean_in_their_middle(tiny_run, posterior):
     measured = surroundings(tiny_run, span=2.0, points=3, examples=200, eigenvectors=2)
     train = tiny_run.experiment.dataset.train[:200]
-    assert measured["at"] == [-2.0, 0.0, 2.0]
+    assert measured["at"] == (-2.0, 0.0, 2.0)
     assert measured["lines"]["test"][1][1] == pytest.approx(loss(tiny_run, posterior.mean)[1])
     (plane,) = measured["planes"]
     assert plane["loss"][1][1] == pytest.approx(loss(tiny_run, posterior.mean, train)[1])

@@ -29,6 +29,7 @@ RECIPE = Recipe(
     rank=3,
     samples=2,
     checkpoint_every=3,
+    landscape_examples=30,
 )
 
 
@@ -65,7 +66,15 @@ def outcome(folder):
     tensors = {**folder.posterior().tensors(), "θ": server.theta, "m": server.momentum, "v": server.second_moment}
     posterior = folder.posterior()
     scales = (posterior.within_scale, posterior.between_scale, posterior.temperature, posterior.count)
-    return records, metrics, scales, server.round, server.first_loss, {n: t.tolist() for n, t in tensors.items()}
+    return (
+        records,
+        metrics,
+        folder.landscape(),
+        scales,
+        server.round,
+        server.first_loss,
+        {n: t.tolist() for n, t in tensors.items()},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +82,7 @@ def whole(experiment, tmp_path_factory):
     """The outcome of a run that was never stopped."""
     folder = RunFolder.create(tmp_path_factory.mktemp("whole"), RECIPE)
     events = list(execute(experiment, folder))
-    assert len(events) == 13
+    assert len(events) == 14
     return outcome(folder)
 
 
@@ -89,7 +98,7 @@ def finish(experiment, folder):
     return events
 
 
-@pytest.mark.parametrize("number", range(1, 13))
+@pytest.mark.parametrize("number", range(1, 15))
 def test_left_after_any_event(experiment, folder, whole, number):
     for _ in zip(range(number), execute(experiment, folder), strict=False):
         pass
@@ -141,7 +150,7 @@ def test_stopped_in_phase_2_it_asks_only_the_explorers_left(experiment, folder, 
 
     done = []
     with pytest.raises(KeyboardInterrupt):
-        list(execute(experiment, folder, explored=explored))
+        list(execute(experiment, folder, advance=explored))
     assert len(list(folder.answers.iterdir())) == number
     assert not folder.has_posterior()
     asked = []

@@ -1,19 +1,22 @@
 """A run yields what it saves, adds nothing to the algorithms, and leaves what is done when it is stopped."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from dswag import ClientError, InProcess, api
 from dswag.data.class_counts import ClassCounts
+from dswag.experiments.landscape import points, survey
 from dswag.experiments.recipe import Experiment, Recipe, build
-from dswag.experiments.run import Evaluating, Exploring, Starting, execute
+from dswag.experiments.run import Evaluating, Exploring, Starting, Surveying, execute
 from dswag.experiments.scoring import ENSEMBLE, PHASE_1, Scored, score_methods
 from dswag.models.normalize import Normalize
 from dswag.records import ExploreRecord, RoundRecord
 from dswag.run_folder import RunFolder
 
-TINY = Recipe(clients=3, rounds=2, explore_epochs=2, samples=3)
+TINY = Recipe(clients=3, rounds=2, explore_epochs=2, samples=3, landscape_examples=50)
 METHODS = [PHASE_1, "mean model", "DSWAG", "DSWAG diagonal", ENSEMBLE]
 
 
@@ -41,12 +44,13 @@ def folder(tmp_path):
 def test_events_come_in_the_order_of_the_algorithm(finished):
     _, events = finished
     before = [Starting, RoundRecord, RoundRecord, Exploring, ExploreRecord, Evaluating]
-    assert [type(event) for event in events] == before + [Scored] * 5
+    assert [type(event) for event in events] == before + [Scored] * 5 + [Surveying]
     assert (events[0].rounds, events[0].faults) == (0, ())
     assert [event.round for event in events[1:3]] == [1, 2]
     assert events[3].explorers == 3
     assert events[5].methods == 5
-    assert [event.method for event in events[6:]] == METHODS
+    assert [event.method for event in events[6:11]] == METHODS
+    assert events[11].points == 2 * 9 + 81
 
 
 def test_what_was_yielded_is_saved(experiment, finished):
@@ -55,10 +59,11 @@ def test_what_was_yielded_is_saved(experiment, finished):
     assert folder.exploration() == events[4]
     assert folder.checkpoint().server.round == 2
     metrics = folder.metrics()
-    assert dict(metrics.scores) == {event.method: event.scores for event in events[6:]}
-    assert dict(metrics.reliability) == {event.method: event.reliability for event in events[6:]}
+    assert dict(metrics.scores) == {event.method: event.scores for event in events[6:11]}
+    assert dict(metrics.reliability) == {event.method: event.reliability for event in events[6:11]}
     assert (metrics.samples, metrics.scale) == (3, 1.0)
     assert folder.partition() == ClassCounts.of(experiment.parts, experiment.dataset.train.targets, "0123456789")
+    assert list(metrics.seconds) == ["phase 1", "phase 2", "evaluation", "landscape"]
     assert metrics.seconds["phase 1"] == sum(event.seconds for event in events[1:3])
 
 
@@ -77,6 +82,7 @@ def test_posterior_does_not_depend_on_the_number_of_workers(finished, folder):
     for name, tensor in finished[0].posterior().tensors().items():
         assert torch.equal(folder.posterior().tensors()[name], tensor)
     assert dict(folder.metrics().scores) == dict(finished[0].metrics().scores)
+    assert folder.landscape() == finished[0].landscape()
 
 
 def test_accuracy_after_the_last_round_is_that_of_the_phase_1_model(finished):
@@ -92,6 +98,21 @@ def test_scoring_again_gives_the_same_scores(experiment, finished):
     before = dict(folder.metrics().scores)
     del before[ENSEMBLE]
     assert again == before
+
+
+def test_surveying_again_gives_the_same_landscape_and_counts_its_points(experiment, finished):
+    folder, counted = finished[0], []
+    again = survey(experiment, folder.posterior(), folder.checkpoint().server.theta, lambda: counted.append(None))
+    assert again == folder.landscape()
+    assert again.num_examples == 50
+    assert len(counted) == points(experiment.recipe, folder.posterior())
+
+
+def test_a_run_without_examples_for_it_has_no_landscape(experiment, folder):
+    events = list(execute(replace(experiment, recipe=replace(TINY, landscape_examples=0)), folder))
+    assert not [event for event in events if isinstance(event, Surveying)]
+    assert folder.landscape() is None
+    assert "landscape" not in folder.metrics().seconds
 
 
 def test_batch_norm_model_runs_without_accuracy_between_rounds(experiment, folder):

@@ -17,7 +17,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from samples import LAYOUT, METRICS, POSTERIOR
+from samples import LANDSCAPE, LAYOUT, METRICS, POSTERIOR
 
 from dswag import Config, ConfigError, GaussianPosterior, PosteriorFileError, Server
 from dswag.checkpoint import Checkpoint, CheckpointError
@@ -243,6 +243,7 @@ LINES = "".join(json.dumps(asdict(record)) + "\n" for record in RECORDS)
 PARTS = json.dumps(asdict(ClassCounts(("cat", "dog"), ((3, 0), (1, 2)))))
 READERS = {
     "history.jsonl": (LINES, lambda folder: (folder.history(), folder.exploration())),
+    "landscape.json": (json.dumps(asdict(LANDSCAPE)), RunFolder.landscape),
     "metrics.json": (json.dumps(asdict(METRICS)), RunFolder.metrics),
     "partition.json": (PARTS, RunFolder.partition),
     "config.toml": (SETTINGS, lambda folder: folder.config(Recipe)),

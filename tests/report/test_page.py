@@ -5,6 +5,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from samples import LANDSCAPE
 
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
@@ -41,6 +42,7 @@ def full_run(title="ten clients", **settings):
         notes=["Phase 1 stopped early."],
         inspection={"DSWAG": INSPECTION},
         partition=COUNTS,
+        landscape=LANDSCAPE,
     )
 
 
@@ -204,6 +206,31 @@ def test_a_run_without_a_partition_has_no_word_of_clients():
     assert "Clients" not in render([RunReport("r", scores={"DSWAG": DSWAG})])
 
 
+def test_the_landscape_comes_between_the_clients_and_the_classes():
+    html = render([full_run()])
+    headings = re.findall(r"<h2>(.*?)</h2>", html)
+    assert headings == [
+        "Calibration",
+        "Phase 1",
+        "Clients",
+        "Landscape",
+        "Classes and examples",
+        "Settings",
+        "Environment",
+    ]
+    assert "Loss on 1,200 training examples" in html
+    assert "along the 2 leading eigenvectors of its covariance, with 25 % of" in html
+    cells = Page(html).cells
+    start = cells.index("Eigenvector")
+    assert cells[start + 6 : start + 12] == ["1", "20.0 %", "2", "0.5000", "0.2500", "0.3750"]
+
+
+def test_a_run_without_a_landscape_has_no_word_of_it():
+    html = render([replace(full_run(), landscape=None)])
+    assert "Landscape" not in html
+    assert "Eigenvector" not in html
+
+
 def test_several_runs_are_compared_first_with_the_settings_in_which_they_differ():
     worse = RunReport(
         "fifty", {"seed": 3, "phase 1": {"rounds": 15, "clients": 50}}, {"phase-1 model": DSWAG, "DSWAG": PHASE_1}
@@ -230,7 +257,7 @@ def test_the_page_is_whole_and_accessible(runs):
     page = Page(render(runs))
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    assert len(page.all("svg")) == 3 * len(runs)
+    assert len(page.all("svg")) == 5 * len(runs)
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in page.all("svg"))
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(attributes["scope"] in ("col", "row", "rowgroup") for attributes in page.all("th"))

@@ -13,8 +13,9 @@ from dswag.cli.places import Place, at_place
 from dswag.cli.predictions import as_csv, as_rows
 from dswag.config import ConfigError
 from dswag.evaluation.metrics import Scores
+from dswag.experiments.landscape import points, survey
 from dswag.experiments.recipe import Experiment, Recipe, build
-from dswag.experiments.run import Evaluating, Exploring, Starting, execute
+from dswag.experiments.run import Evaluating, Exploring, Starting, Surveying, execute
 from dswag.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed, score_methods
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
@@ -74,6 +75,9 @@ def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
         for outcome in score_methods(experiment, checkpoint.server.theta, posterior, kinds=options.kind):
             outcomes.append(outcome)
             display.advance(_described(outcome))
+        if number := points(experiment.recipe, posterior) if options.save else 0:
+            display.begin("landscape: point", number)
+            folder.save_landscape(survey(experiment, posterior, checkpoint.server.theta, display.advance))
     if before is not None and ENSEMBLE in before.scores:
         outcomes.append(Scored(ENSEMBLE, before.scores[ENSEMBLE], before.reliability[ENSEMBLE]))
     if options.save:
@@ -159,7 +163,7 @@ def _run(experiment: Experiment, folder: RunFolder, *, keep_answers: bool) -> No
 
 def _follow(experiment: Experiment, folder: RunFolder, display: console.Display, *, keep_answers: bool) -> None:
     """Runs the experiment and shows how far it is."""
-    for event in execute(experiment, folder, explored=display.advance, keep_answers=keep_answers):
+    for event in execute(experiment, folder, advance=display.advance, keep_answers=keep_answers):
         match event:
             case Starting():
                 for fault in event.faults:
@@ -173,6 +177,8 @@ def _follow(experiment: Experiment, folder: RunFolder, display: console.Display,
                 display.begin("phase 2: explorer", event.explorers)
             case Evaluating():
                 display.begin("evaluation", event.methods)
+            case Surveying():
+                display.begin("landscape: point", event.points)
             case Scored():
                 display.advance(_described(event))
 
@@ -195,7 +201,7 @@ def _what_is_saved(folder: RunFolder) -> str:
 def opened(folder: RunFolder, options: Evaluate | Calibrate | Predict) -> tuple[Experiment, GaussianPosterior]:
     """The run's experiment, with the settings that the options change, and its posterior."""
     posterior = folder.posterior()
-    changed = {name: getattr(options, name, None) for name in ("samples", "scale", "data_dir")}
+    changed = {name: getattr(options, name, None) for name in ("samples", "scale", "landscape_examples", "data_dir")}
     given = {name: value for name, value in changed.items() if value is not None}
     recipe = Recipe.checked({**asdict(folder.config(Recipe)), **given}, source="flags")
     experiment = build(recipe, progress=True)

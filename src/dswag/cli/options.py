@@ -58,7 +58,7 @@ class Train(Configured):
     """Train on a known data set, score all methods on its test set, and write everything into a run folder."""
 
     output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/DATASET-MODEL-N)")] = None
-    """Run folder to write: settings, partition, history, checkpoint, posterior, metrics and report."""
+    """Run folder to write: settings, partition, history, checkpoint, posterior, landscape, metrics and report."""
     overwrite: Switch = False
     """Replace the run that the folder already holds."""
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(optional)")] = None
@@ -121,10 +121,12 @@ class Evaluate:
     """Draws from the posterior (S)."""
     scale: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as trained)")] = None
     """Factor on the covariance; the paper's is 1."""
+    landscape_examples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as trained)")] = None
+    """Training examples that the loss around the posterior's mean is measured on, 0 to leave it out; for --save."""
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
     """Folder with the data set's files."""
     save: Switch = False
-    """Replace the metrics and the report of the run by the outcome."""
+    """Replace the metrics, the landscape and the report of the run by the outcome."""
     json: Switch = False
     """Print the result as JSON."""
 

@@ -31,6 +31,7 @@ def page(folders: Sequence[RunFolder]) -> str:
             },
             notes=_notes(folder, recipe),
             partition=folder.partition(),
+            landscape=folder.landscape(),
             inspection={} if outcome is None else outcome.inspection,
         )
 

@@ -29,6 +29,13 @@ class Principal:
         """The eigenvectors at a length of one standard deviation."""
         return self.values.sqrt()[:, None] * self.vectors
 
+    def coordinates(self, offsets: Float[Tensor, "n d"]) -> Float64[Tensor, "n m"]:
+        """How many standard deviations each offset from the mean goes along each eigenvector."""
+        along = self.vectors.new_zeros(len(offsets), len(self.vectors))
+        for part in _parts(offsets.shape[1]):
+            along += offsets[:, part].double() @ self.vectors[:, part].T
+        return along / self.values.sqrt()
+
 
 def principal(
     v: Float[Tensor, "d"],
@@ -74,6 +81,11 @@ def principal(
         f"the eigenvectors did not converge: Σu - λu is {worst:.1e} of λ after {iterations} iterations, more than "
         f"{tolerance:.1e}: ask for fewer, or for a larger tolerance"
     )
+
+
+def total_variance(v: Float[Tensor, "d"], factor: Float[Tensor, "k d"]) -> float:
+    """The trace of diag(v) + FᵀF, of which eigenvalues are a share."""
+    return float(v.double().sum() + factor.double().square().sum())
 
 
 def along(

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dswag.baselines import METHODS, Method
@@ -19,10 +18,10 @@ from dswag.evaluation import landscape, metrics
 from dswag.evaluation.bootstrap import mean_interval, reliability_band
 from dswag.evaluation.out_of_distribution import detect
 from dswag.evaluation.shift import CORRUPTIONS, STRENGTHS, corrupt
+from dswag.evaluation.surroundings import surroundings as around
 from dswag.evaluation.temperature import calibrated_nll
+from dswag.experiments.landscape import measured_on
 from dswag.experiments.trained import Trained
-from dswag.posterior import GaussianPosterior
-from dswag.prediction import ensemble
 from dswag.randomness import derive_seed, generator_for
 
 PHASE_1 = Method("phase-1", "θ_T, where phase 1 ends", lambda trial: trial.from_weights(trial.shared(phase_1)[None]))
@@ -35,7 +34,7 @@ DIAGONAL = Method(
 
 def _matched_noise(trial: Trial) -> Predictor:
     posterior = posterior_of(trial)
-    share = _total_variance(posterior) / len(posterior.mean)
+    share = landscape.total_variance(*posterior.factors("swag")) / len(posterior.mean)
     noise = replace(
         posterior,
         variance=torch.full_like(posterior.mean, share),
@@ -100,7 +99,10 @@ def distances(
     test = trained.experiment.dataset.test
     lines = {
         name: torch.stack(
-            [torch.tensor(landscape.along(posterior.mean, step, at, _measured(trained, test))) for step in directions]
+            [
+                torch.tensor(landscape.along(posterior.mean, step, at, measured_on(trained.experiment, test)))
+                for step in directions
+            ]
         ).mean(0)
         for name, directions in steps.items()
     }
@@ -120,33 +122,21 @@ def surroundings(
     Steps are standard deviations along each; training loss is that of the first so many training examples.
     """
     dataset, posterior = trained.experiment.dataset, posterior_of(Trial(trained.problem))
-    principal = landscape.principal(*posterior.factors("swag"), eigenvectors, tolerance=1e-4)
-    at = torch.linspace(-span, span, points).tolist()
-    losses = {"train": _measured(trained, dataset.train[:examples]), "test": _measured(trained, dataset.test)}
+    v, factor = posterior.factors("swag")
 
-    def nll(part: str) -> Callable[[Tensor], float]:
-        return lambda theta: losses[part](theta)[1]
+    def nll(examples: Examples) -> Callable[[Tensor], float]:
+        measured = measured_on(trained.experiment, examples)
+        return lambda theta: measured(theta)[1]
 
-    lines = {
-        part: [landscape.along(posterior.mean, step, at, nll(part)) for step in principal.steps] for part in losses
-    }
-    planes = [
-        {
-            "axes": [first + 1, first + 2],
-            "loss": landscape.on_plane(
-                posterior.mean, principal.steps[first], principal.steps[first + 1], at, nll("train")
-            ),
-            "log_density": landscape.density_on_plane(at),
-        }
-        for first in range(0, eigenvectors - 1, 2)
-    ]
-    return {
-        "at": at,
-        "eigenvalues": principal.values.tolist(),
-        "total_variance": _total_variance(posterior),
-        "lines": lines,
-        "planes": planes,
-    }
+    found = around(
+        posterior.mean,
+        landscape.principal(v, factor, eigenvectors, tolerance=1e-4),
+        torch.linspace(-span, span, points).tolist(),
+        {"train": nll(dataset.train[:examples]), "test": nll(dataset.test)},
+        total_variance=landscape.total_variance(v, factor),
+        planes=eigenvectors // 2,
+    )
+    return asdict(found)
 
 
 def methods(
@@ -205,23 +195,6 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = MappingProxyType(
 """What a plan may measure, by name."""
 
 
-def _measured(trained: Trained, examples: Examples) -> Callable[[Float[Tensor, "d"]], tuple[float, float]]:
-    """Accuracy and NLL of some weights, BatchNorm statistics refreshed where the model has them."""
-    experiment = trained.experiment
-
-    def measured(theta: Float[Tensor, "d"]) -> tuple[float, float]:
-        probabilities = ensemble(
-            experiment.model,
-            theta[None],
-            examples.inputs,
-            engine=experiment.engine,
-            batch_norm_examples=experiment.recipe.batch_norm_examples,
-        ).probabilities.cpu()
-        return metrics.accuracy(probabilities, examples.targets), metrics.nll(probabilities, examples.targets)
-
-    return measured
-
-
 def _shifted(predictor: Predictor, examples: Examples, seed: int) -> dict[str, list[dict[str, float]]]:
     """Accuracy, NLL and calibration error at each strength of each corruption."""
     found: dict[str, list[dict[str, float]]] = {}
@@ -232,9 +205,3 @@ def _shifted(predictor: Predictor, examples: Examples, seed: int) -> dict[str, l
             kept = {"accuracy": scores.accuracy, "nll": scores.nll, "ece_equal_mass": scores.ece_equal_mass}
             found.setdefault(corruption, []).append(kept)
     return found
-
-
-def _total_variance(posterior: GaussianPosterior) -> float:
-    """The trace of the covariance that eigenvalues are a share of."""
-    v, factor = posterior.factors("swag")
-    return float(v.double().sum() + factor.double().square().sum())

@@ -23,7 +23,7 @@ from dswag.tasks import Engine
 
 _EXAMPLES = {"concentration": 0.3, "shards_per_client": 2}
 """Settings that some partitions need, each with a value to try."""
-INDIFFERENT = ("data_dir", "checkpoint_every")
+INDIFFERENT = ("data_dir", "checkpoint_every", "landscape_examples")
 """Settings that a run's outcome does not depend on, so that a resumed one may change them."""
 
 
@@ -51,6 +51,9 @@ class Recipe(Config):
     min_examples: Count = 2
     """Partition: the fewest training examples of a client; 2 allow one to be held out."""
 
+    landscape_examples: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Report: training examples for the loss around the posterior; 1000 if not given, 0 above a million weights."""
+
     @model_validator(mode="after")
     def _check_partition(self) -> Self:
         faults = []
@@ -68,7 +71,7 @@ class Recipe(Config):
         return self
 
     def decisive(self) -> dict[str, object]:
-        """The settings that a run's outcome depends on: all but where the data lie and how often it is saved."""
+        """The settings that a run's outcome depends on: all but where the data lie and how it is saved and reported."""
         return {name: value for name, value in super().decisive().items() if name not in INDIFFERENT}
 
 

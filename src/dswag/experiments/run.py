@@ -15,6 +15,7 @@ from dswag.config import Config
 from dswag.data.class_counts import ClassCounts
 from dswag.engines.in_process import InProcess
 from dswag.engines.recorded import Recorded
+from dswag.experiments.landscape import points, survey
 from dswag.experiments.recipe import Experiment, Recipe
 from dswag.experiments.scoring import DEFAULT_KINDS, Scored, metrics, score_methods
 from dswag.folds import Both, Snapshots
@@ -53,26 +54,33 @@ class Evaluating:
     methods: int
 
 
-Event = Starting | RoundRecord | Exploring | ExploreRecord | Evaluating | Scored
+@dataclass(frozen=True)
+class Surveying:
+    """The loss around the posterior's mean is to be measured at so many points."""
+
+    points: int
+
+
+Event = Starting | RoundRecord | Exploring | ExploreRecord | Evaluating | Scored | Surveying
 
 
 def execute(
     experiment: Experiment,
     folder: RunFolder,
     *,
-    explored: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
     keep_answers: bool = True,
 ) -> Iterator[Event]:
     """Runs an experiment from where the folder says that it stands, and yields what happened once it is saved there.
 
-    Saved are history and checkpoint after every round, the answers of explorers as they come, then the posterior and
-    the metrics. Stopped at any moment and called again, it gives bit for bit what it would have given: rounds go on
-    from the checkpoint, and explorers whose answers are there are not asked again.
+    Saved are history and checkpoint after every round, the answers of explorers as they come, then the posterior, the
+    landscape and the metrics. Stopped at any moment and called again, it gives bit for bit what it would have given:
+    rounds go on from the checkpoint, and explorers whose answers are there are not asked again.
 
     Args:
         experiment: what to run.
         folder: of a new run, or of one that was stopped.
-        explored: called whenever an explorer is done, the one thing that happens inside a single exchange.
+        advance: called for what happens between two events: an explorer is done, the loss is measured at a point.
         keep_answers: whether explorers' answers are saved, and told of, as they come; not where several processes run.
 
     Raises:
@@ -86,7 +94,7 @@ def execute(
     server, history = yield from _synchronize(experiment, folder, layout)
 
     yield Exploring(cohort_size(recipe.explorers, recipe.clients))
-    engine = Recorded(experiment.engine, folder.answers, answered=explored) if keep_answers else experiment.engine
+    engine = Recorded(experiment.engine, folder.answers, answered=advance) if keep_answers else experiment.engine
     posterior, snapshots, exploration = _explore(recipe, engine, server.theta, layout)
     folder.save_history(history, exploration)
     yield exploration
@@ -105,6 +113,11 @@ def execute(
         "phase 2": exploration.seconds,
         "evaluation": perf_counter() - started,
     }
+    if number := points(recipe, posterior):
+        yield Surveying(number)
+        started = perf_counter()
+        folder.save_landscape(survey(experiment, posterior, server.theta, advance))
+        seconds["landscape"] = perf_counter() - started
     folder.save_metrics(metrics(scored, recipe, seconds))
     folder.remove_answers()
 

@@ -12,8 +12,10 @@ from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
+from dswag.records import Landscape
 from dswag.report.clients import clients_section
 from dswag.report.examples import examples_section
+from dswag.report.landscape import landscape_section
 from dswag.report.plots import reliability_diagram, training_curve
 
 TEMPLATES = Environment(
@@ -87,6 +89,7 @@ class RunReport:
     - notes: sentences that the reader must know to judge the numbers.
     - inspection: by method, what is shown of classes and examples; that of DSWAG is.
     - partition: how many training examples of each class each client has.
+    - landscape: the training loss around the posterior's mean.
 
     Raises:
         ValueError: methods that were scored on different numbers of examples.
@@ -101,6 +104,7 @@ class RunReport:
     tables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     partition: ClassCounts | None = None
+    landscape: Landscape | None = None
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -152,6 +156,7 @@ def _section(run: RunReport, number: int) -> dict[str, object]:
         "duration": _duration(run.history),
         "clients": clients_section(run.partition, number) if run.partition is not None else {},
         "tables": {caption: pairs for caption, pairs in run.tables.items() if pairs},
+        "landscape": landscape_section(run.landscape, number) if run.landscape is not None else {},
         "examples": examples_section(run.inspection[METHOD]) if METHOD in run.inspection else {},
         "settings": _groups(run.settings),
         "environment": run.environment,
