@@ -50,6 +50,18 @@ def test_settings_whose_names_have_underscores_can_be_asked_for(tmp_path):
     assert len(chosen) == 10  # five partitions, ten and fifty clients
 
 
+def test_a_figure_of_phase_1_takes_no_phase_2(plan, tmp_path):
+    run(plan, tmp_path, only=("clients-2", "seed-0"))
+    (folder,) = (tmp_path / "work").iterdir()
+    assert not list(folder.glob("phase-2*"))
+    tables = replace(
+        plan, measure="methods", cases=tuple(replace(c, options={"methods": ["phase-1"]}) for c in plan.cases)
+    )
+    run(tables, tmp_path / "again", only=("clients-2", "seed-0"))
+    (folder,) = (tmp_path / "again" / "work").iterdir()
+    assert list(folder.glob("phase-2*"))
+
+
 def test_a_result_says_what_it_is_of(plan, tmp_path):
     run(plan, tmp_path, only=("clients-2", "seed-0"))
     result = json.loads((tmp_path / "results" / "fig5-left" / "clients-2_seed-0.json").read_text())

@@ -21,7 +21,7 @@ from dswag.evaluation.shift import CORRUPTIONS, STRENGTHS, corrupt
 from dswag.evaluation.surroundings import surroundings as around
 from dswag.evaluation.temperature import calibrated_nll
 from dswag.experiments.landscape import measured_on
-from dswag.experiments.trained import Trained
+from dswag.experiments.trained import Synchronized, Trained
 from dswag.randomness import derive_seed, generator_for
 
 PHASE_1 = Method("phase-1", "θ_T, where phase 1 ends", lambda trial: trial.from_weights(trial.shared(phase_1)[None]))
@@ -55,7 +55,7 @@ OWN: Mapping[str, Method] = MappingProxyType(
 """Every method that a plan may name."""
 
 
-def course(trained: Trained) -> dict[str, Any]:
+def course(trained: Synchronized) -> dict[str, Any]:
     """Phase 1 round by round (Figure 5, left)."""
     recipe = trained.experiment.recipe
     largest = max(map(len, trained.experiment.parts))
@@ -193,6 +193,9 @@ MEASURES: Mapping[str, Callable[..., dict[str, Any]]] = MappingProxyType(
     }
 )
 """What a plan may measure, by name."""
+
+OF_PHASE_1 = frozenset({"course"})
+"""Those that need no phase 2."""
 
 
 def _shifted(predictor: Predictor, examples: Examples, seed: int) -> dict[str, list[dict[str, float]]]:

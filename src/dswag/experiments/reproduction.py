@@ -7,11 +7,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from dswag.experiments.measurements import MEASURES
+from dswag.experiments.measurements import MEASURES, OF_PHASE_1
 from dswag.experiments.plan import Case, Plan
 from dswag.experiments.recipe import Recipe, build
 from dswag.experiments.scoring import environment
-from dswag.experiments.trained import train
+from dswag.experiments.trained import synchronized, train
 from dswag.files import write_text
 
 
@@ -37,7 +37,8 @@ def reproduce(
         DataNotFoundError: from `dswag.data.datasets.load`.
     """
     for case in remaining(plan, results, only=only):
-        trained = train(build(case.recipe), work, advance)
+        experiment = build(case.recipe)
+        trained = (synchronized if plan.measure in OF_PHASE_1 else train)(experiment, work, advance)
         started = perf_counter()
         measured = MEASURES[plan.measure](trained, **case.options)
         result = {

@@ -57,21 +57,32 @@ class Rounds:
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
-    """What both phases of training leave."""
+class Synchronized:
+    """What phase 1 leaves."""
 
     experiment: Experiment
     rounds: Rounds
-    explore_cost: Cost
     theta: Float[Tensor, "d"]
     """θ_T."""
+
+    @property
+    def seconds(self) -> float:
+        """What the phase took, whenever that was."""
+        return self.rounds.cost.seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Trained(Synchronized):
+    """What both phases of training leave."""
+
+    explore_cost: Cost
     snapshots: Float[Tensor, "s d"]
     """Of all explorers, in their order."""
 
     @property
     def seconds(self) -> float:
         """What both phases took, whenever that was."""
-        return self.rounds.cost.seconds + self.explore_cost.seconds
+        return super().seconds + self.explore_cost.seconds
 
     @cached_property
     def problem(self) -> Problem:
@@ -87,10 +98,8 @@ class Trained:
         return problem
 
 
-def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = lambda _: None) -> Trained:
-    """Phases 1 and 2, from where they stand in the work folder: training that is done is read, and killed it goes on.
-
-    Phase 1 goes on from a checkpoint, phase 2 with the explorers that have not answered.
+def synchronized(experiment: Experiment, work: Path, advance: Callable[[str], None] = lambda _: None) -> Synchronized:
+    """Phase 1, from where it stands in the work folder: what is done is read, and killed it goes on.
 
     Args:
         experiment: what to train.
@@ -99,16 +108,29 @@ def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = l
 
     Raises:
         ClientError, DivergenceError: from the algorithms.
+    """
+    rounds, theta = _phase_1(experiment, _folder(experiment, work), advance)
+    return Synchronized(experiment, rounds, theta.cpu())
+
+
+def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = lambda _: None) -> Trained:
+    """Phases 1 and 2, from where they stand: as `synchronized`, then with the explorers that have not answered.
+
+    Raises:
+        ClientError, DivergenceError: from the algorithms.
         SaveError: an answer that cannot be written.
     """
+    folder = _folder(experiment, work)
+    rounds, theta = _phase_1(experiment, folder, advance)
+    cost, snapshots = _phase_2(experiment, theta, folder / f"phase-2-{_digest(_settings(experiment))}")
+    return Trained(experiment, rounds, theta.cpu(), cost, snapshots.cpu())
+
+
+def _folder(experiment: Experiment, work: Path) -> Path:
     recipe = experiment.recipe
-    settings = {name: value for name, value in asdict(recipe).items() if name not in _AFTERWARDS}
-    first = {name: value for name, value in settings.items() if name not in _PHASE_2}
-    folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(first)}"
+    folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(_settings(experiment, but=_PHASE_2))}"
     folder.mkdir(parents=True, exist_ok=True)
-    rounds, start = _phase_1(experiment, folder, _as_read(first), advance)
-    cost, snapshots = _phase_2(experiment, start, folder / f"phase-2-{_digest(settings)}")
-    return Trained(experiment, rounds, cost, start.cpu(), snapshots.cpu())
+    return folder
 
 
 @dataclass
@@ -126,10 +148,9 @@ class _Progress:
         del self.outcomes[rounds:], self.costs[rounds:]
 
 
-def _phase_1(
-    experiment: Experiment, folder: Path, settings: Mapping[str, Any], advance: Callable[[str], None]
-) -> tuple[Rounds, Tensor]:
+def _phase_1(experiment: Experiment, folder: Path, advance: Callable[[str], None]) -> tuple[Rounds, Tensor]:
     recipe, layout = experiment.recipe, Layout.of(experiment.model)
+    settings = _settings(experiment, but=_PHASE_2)
     about, weights = folder / "phase-1.json", folder / "phase-1.checkpoint.safetensors"
     theta = layout.flatten(experiment.model)
     progress, server = _standing(about, weights, settings) or (_Progress(), Server(theta))
@@ -214,9 +235,11 @@ _PHASE_2 = frozenset(
 )
 
 
-def _as_read(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As they are after a way through JSON."""
-    read: dict[str, Any] = json.loads(json.dumps(settings))
+def _settings(experiment: Experiment, *, but: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Those that training depends on, as they are after a way through JSON."""
+    left_out = _AFTERWARDS | but
+    named = {name: value for name, value in asdict(experiment.recipe).items() if name not in left_out}
+    read: dict[str, Any] = json.loads(json.dumps(named))
     return read
 
 
