@@ -150,7 +150,7 @@ class _Progress:
 
 def _phase_1(experiment: Experiment, folder: Path, advance: Callable[[str], None]) -> tuple[Rounds, Tensor]:
     recipe, layout = experiment.recipe, Layout.of(experiment.model)
-    settings = _settings(experiment, but=_PHASE_2)
+    settings = json.loads(json.dumps(_settings(experiment, but=_PHASE_2)))  # as they are read again
     about, weights = folder / "phase-1.json", folder / "phase-1.checkpoint.safetensors"
     theta = layout.flatten(experiment.model)
     progress, server = _standing(about, weights, settings) or (_Progress(), Server(theta))
@@ -236,11 +236,9 @@ _PHASE_2 = frozenset(
 
 
 def _settings(experiment: Experiment, *, but: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Those that training depends on, as they are after a way through JSON."""
+    """Those that training depends on."""
     left_out = _AFTERWARDS | but
-    named = {name: value for name, value in asdict(experiment.recipe).items() if name not in left_out}
-    read: dict[str, Any] = json.loads(json.dumps(named))
-    return read
+    return {name: value for name, value in asdict(experiment.recipe).items() if name not in left_out}
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
