@@ -82,6 +82,13 @@ def test_where_the_data_lie_makes_no_other_settings(tmp_path):
     assert ComparisonFolder.open(tmp_path, moved).outcome("dswag", 0) == outcome()
 
 
+def test_what_a_killed_process_left_of_an_outcome_goes_when_it_is_saved(tmp_path):
+    folder = ComparisonFolder.open(tmp_path, TINY)
+    (tmp_path / ".dswag-seed-0.json.x").mkdir()
+    folder.save(outcome())
+    assert {path.name for path in tmp_path.iterdir()} == {"config.toml", "dswag-seed-0.json"}
+
+
 def test_damaged_outcomes_are_named(tmp_path):
     folder = ComparisonFolder.open(tmp_path, TINY)
     folder.save(outcome())
