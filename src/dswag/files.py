@@ -57,12 +57,24 @@ def remove_leftovers(path: Path) -> None:
 
 @contextmanager
 def saving(path: Path, advice: str) -> Iterator[None]:
-    """A failure to write `path` within, such as a full disk, is a `SaveError` that names it and says what to do."""
+    """A failure to write `path` within, such as a full disk, is a `SaveError` that names it and says what to do.
+
+    A `SaveError` that comes from within has said so already, and is left as it is.
+    """
     try:
         yield
+    except SaveError:
+        raise
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SaveError(f"{path} cannot be written ({reason}): {advice}") from error
+
+
+def prepare_folder(path: Path, advice: str) -> None:
+    """Makes the folder, and raises SaveError where no file can be written into it: before work that ends in one."""
+    with saving(path, advice):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

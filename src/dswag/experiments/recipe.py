@@ -121,8 +121,9 @@ def build(
             partition that leaves clients with too few examples, or fewer than one worker.
         DataNotFoundError, DataFormatError, CacheNotWritableError: from `dswag.data.datasets.load`.
     """
+    if not has_device(recipe.device):
+        raise ConfigError(f"this machine has no device {recipe.device}: use cpu")
     try:
-        _check_device(recipe.device)
         dataset = datasets.load(recipe.dataset, recipe.data_dir, progress=progress)
         _, *shape = dataset.train.inputs.shape
         model = models.build(
@@ -142,11 +143,11 @@ def build(
     return Experiment(recipe, dataset, model, engine, parts)
 
 
-def _check_device(name: str) -> None:
+def has_device(name: str) -> bool:
+    """Whether this machine has the device."""
     device = torch.device(name)
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
-    if (device.index or 0) >= there:
-        raise ValueError(f"device {name} is not there, this machine has {there} of its kind: use cpu")
+    return (device.index or 0) < there
 
 
 def _partition(recipe: Recipe, targets: Int64[Tensor, "n"]) -> list[Int64[Tensor, "_"]]:
