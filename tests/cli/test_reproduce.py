@@ -82,7 +82,7 @@ def test_of_all_what_this_machine_cannot_run_is_left_out_and_the_rest_is_run(cap
 @pytest.mark.usefixtures("on_another_device")
 def test_what_this_machine_cannot_run_is_refused_before_the_work_where_it_is_named(elsewhere, capsys):
     assert main(["reproduce", "fig6", "table-cifar10"]) == 2
-    assert "error: table-cifar10 cannot run here: it needs device cuda:99; run it where that is" in capsys.readouterr().err
+    assert "error: table-cifar10 cannot run here: it needs device cuda:99; run it" in capsys.readouterr().err
     assert list(elsewhere.iterdir()) == []
 
 
