@@ -3,7 +3,7 @@
 import pytest
 
 from dswag.cli import main
-from dswag.cli.options import parse
+from dswag.cli.parsing import parse
 
 
 def test_overwriting_needs_the_folder_that_is_meant(capsys, tmp_path, monkeypatch):
