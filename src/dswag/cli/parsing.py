@@ -63,7 +63,7 @@ def _with_settings(command: type[Configured]) -> type[Configured]:
 
 
 def _flag(setting: Setting) -> Any:
-    default = "none" if setting.default in (None, ()) else setting.default
+    default = "none" if setting.default == () else setting.default
     return Annotated[
         setting.annotation, arg(help=setting.description, help_behavior_hint=f"(default: {default})", prefix_name=False)
     ]

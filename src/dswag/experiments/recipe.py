@@ -1,5 +1,6 @@
 """A run on a known data set: its settings, and the data, the model and the clients that they stand for."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol, Self, get_type_hints
 
 import torch
 from jaxtyping import Int64
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -27,6 +28,12 @@ INDIFFERENT = ("data_dir", "checkpoint_every")
 """Settings that a run's outcome does not depend on, so that a resumed one may change them."""
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("must be cpu, cuda, one of several such as cuda:1, or mps")
+    return name
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Recipe(Config):
     """All that a run on a known data set is a function of: the settings of `Config`, and those of data and model."""
@@ -39,7 +46,7 @@ class Recipe(Config):
     """Data and model: the network; vgg16 takes images of 32 x 32."""
     checkpoint_every: Count = 1
     """Checkpoints: rounds of phase 1 from one to the next; those after the last are lost when a run is killed."""
-    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
     """Data and model: where the model is: cpu, cuda, cuda:1 or mps; batches are moved there."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
