@@ -1,6 +1,6 @@
 # make demo   train on real digits and write a report: sets everything up first
 # make test   run the tests: sets everything up first
-# make fuzz   try the readers of files and answers on thousands of damaged ones, for some minutes
+# make fuzz   try the readers of files and answers on thousands of damaged ones, for two minutes
 # make lint   style, types, dependency order
 
 PYTHON ?= python3

@@ -9,7 +9,7 @@ from dswag.data.examples import Examples
 from dswag.randomness import DrawFrom, generator_for
 
 settings.register_profile("busy machine", deadline=None, max_examples=50)
-settings.register_profile("fuzz", deadline=None, max_examples=5000, suppress_health_check=list(HealthCheck))
+settings.register_profile("fuzz", deadline=None, max_examples=3000, suppress_health_check=list(HealthCheck))
 settings.load_profile("busy machine")  # unless pytest is told --hypothesis-profile
 
 

@@ -363,8 +363,9 @@ def test_a_run_that_was_killed_while_it_tidied_up_is_tidied_up(dswag, run, tmp_p
     path = tmp_path / "run"
     shutil.copytree(run, path)
     (path / "report.html").unlink()
-    (path / "explorers").mkdir()
-    for left in ("checkpoint.before.safetensors", "explorers/00000.safetensors", ".report.html.x1"):
+    for folder in ("explorers", ".report.html.x1"):
+        (path / folder).mkdir()
+    for left in ("checkpoint.before.safetensors", "explorers/00000.safetensors", ".report.html.x1/report.html"):
         (path / left).write_text("left")
     assert dswag("train", "--resume", path)[0] == 0
     assert {file.name for file in path.iterdir()} == {file.name for file in run.iterdir()}

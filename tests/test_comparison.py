@@ -1,7 +1,9 @@
 """Comparisons: each outcome is saved, found again, and averaged; folders of other settings are refused."""
 
+import errno
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,7 @@ from dswag.config import ConfigError
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.out_of_distribution import Detection
 from dswag.experiments.recipe import Recipe, build
+from dswag.files import SaveError
 
 TINY = Recipe(clients=3, rounds=1, explore_epochs=2, samples=2, holdout=0.1, seed=4)
 
@@ -80,6 +83,23 @@ def test_where_the_data_lie_makes_no_other_settings(tmp_path):
     ComparisonFolder.open(tmp_path, TINY).save(outcome())
     moved = replace(TINY, data_dir="elsewhere")
     assert ComparisonFolder.open(tmp_path, moved).outcome("dswag", 0) == outcome()
+
+
+def test_what_a_killed_process_left_of_an_outcome_goes_when_it_is_saved(tmp_path):
+    folder = ComparisonFolder.open(tmp_path, TINY)
+    (tmp_path / ".dswag-seed-0.json.x").mkdir()
+    folder.save(outcome())
+    assert {path.name for path in tmp_path.iterdir()} == {"config.toml", "dswag-seed-0.json"}
+
+
+def test_a_disk_that_is_full_is_one_error_with_advice(tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = ComparisonFolder.open(tmp_path, TINY)
+    monkeypatch.setattr(comparison, "write_text", full_disk)
+    with pytest.raises(SaveError, match=r"dswag-seed-0.json cannot be written \(No space left on device\): make room"):
+        folder.save(outcome())
 
 
 def test_damaged_outcomes_are_named(tmp_path):

@@ -1,13 +1,16 @@
 """A file's content is the old or the new, never half of it."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from dswag.files import replacing, save_tensors, write_text
+from dswag.files import remove_leftovers, replacing, save_tensors, write_text
 
 
 class Interrupted(BaseException):
@@ -85,8 +88,37 @@ def test_a_writer_that_leaves_no_file_leaves_the_old_one(tmp_path):
 def test_the_temporary_lies_in_the_same_folder_hidden(tmp_path):
     # a rename is only atomic within one file system
     with replacing(tmp_path / "state") as temporary:
-        assert temporary.parent == tmp_path
-        assert temporary.name.startswith(".state.")
+        temporary.write_text("new")
+        assert temporary.parent.parent == tmp_path
+        assert temporary.parent.name.startswith(".state.")
+
+
+KILLED_BY_THE_KERNEL = """
+import resource, signal, sys, torch
+from pathlib import Path
+from dswag.files import replacing, save_tensors
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+with replacing(Path(sys.argv[1])) as temporary:
+    save_tensors(temporary, {"theta": torch.ones(10_000)}, {"format": "state"})
+"""
+
+
+def test_what_a_writer_leaves_that_is_killed_in_the_middle_is_found_and_removed(tmp_path):
+    """The kernel kills it at the first byte past the limit, while safetensors writes to a file that it named itself."""
+    pytest.importorskip("resource")
+    path, other = tmp_path / "state.safetensors", tmp_path / ".tmpabcdef"
+    path.write_text("old")
+    other.write_text("of somebody else")
+    killed = subprocess.run([sys.executable, "-c", KILLED_BY_THE_KERNEL, path], check=False)
+    assert killed.returncode == -signal.SIGXFSZ
+    (left,) = [file for file in tmp_path.rglob("*") if file.is_file() and file not in (path, other)]
+    assert left.name.startswith(".tmp")
+    assert left.stat().st_size <= 10_000
+    remove_leftovers(path)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, other.name}
+    assert path.read_text() == "old"
 
 
 def test_a_new_file_has_the_permissions_that_open_gives(tmp_path, umask):

@@ -1,8 +1,10 @@
 """A run that is killed with SIGKILL at ten moments and resumed each time comes out as if it had never been."""
 
 import multiprocessing
+import os
 import random
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,12 +35,13 @@ def start(monkeypatch):
 def files_of(folder):
     """Every file as it is now, temporary ones too."""
     found = set()
-    for path in folder.rglob("*"):
-        try:
-            status = path.stat()
-        except FileNotFoundError:  # renamed meanwhile
-            continue
-        found.add((path.name, status.st_ino, status.st_mtime_ns, status.st_size))
+    for parent, _, names in os.walk(folder):  # which passes over folders that are removed meanwhile
+        for name in names:
+            try:
+                status = Path(parent, name).stat()
+            except FileNotFoundError:  # renamed meanwhile
+                continue
+            found.add((name, status.st_ino, status.st_mtime_ns, status.st_size))
     return found
 
 

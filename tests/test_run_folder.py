@@ -223,7 +223,8 @@ def test_a_new_run_in_an_old_folder_finds_nothing_of_the_old_one(full):
     full.save_checkpoint(CHECKPOINT)
     full.answers.mkdir()
     (full.answers / "00000.safetensors").write_text("old")
-    (full.path / ".checkpoint.safetensors.x").write_text("left by a process that was killed")
+    (full.path / ".checkpoint.safetensors.x").mkdir()  # left by a process that was killed
+    (full.path / ".checkpoint.safetensors.x" / "checkpoint.safetensors").write_text("half")
     (full.path / "notes.txt").write_text("mine")
     new = RunFolder.create(full.path, Config(), overwrite=True)
     assert sorted(path.name for path in new.path.iterdir()) == ["config.toml", "notes.txt"]
@@ -255,6 +256,6 @@ def test_a_folder_that_has_become_read_only_is_one_error_with_advice(full, monke
     def read_only(**options):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", read_only)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", read_only)
     with pytest.raises(SaveError, match=r"history.jsonl cannot be written \(Read-only file system\): free the disk or"):
         full.save_history(HISTORY)

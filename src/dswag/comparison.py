@@ -21,7 +21,7 @@ from dswag.data import datasets
 from dswag.evaluation.metrics import Scores, score
 from dswag.evaluation.out_of_distribution import Detection, detect
 from dswag.experiments.recipe import Experiment, Recipe, build
-from dswag.files import write_text
+from dswag.files import remove_leftovers, saving, write_text
 
 OUTSIDE: Mapping[str, str] = MappingProxyType({"mnist": "kmnist", "fashion-mnist": "kmnist", "cifar10": "cifar100"})
 """The test set whose inputs are out of distribution, by data set; mnist5k's are its own with their quarters swapped."""
@@ -242,9 +242,11 @@ class ComparisonFolder:
         return outcome
 
     def save(self, outcome: Outcome) -> None:
-        """Writes a method's outcome with a seed."""
-        text = json.dumps(asdict(outcome), indent=2, allow_nan=False)
-        write_text(self._path(outcome.method, outcome.seed), text + "\n")
+        """Writes a method's outcome with a seed. Raises SaveError where it cannot, such as on a full disk."""
+        path = self._path(outcome.method, outcome.seed)
+        with saving(path, "make room there, then start again: outcomes that are saved are not computed again"):
+            remove_leftovers(path)
+            write_text(path, json.dumps(asdict(outcome), indent=2, allow_nan=False) + "\n")
 
     def _path(self, method: str, seed: int) -> Path:
         return self.path / f"{method}-seed-{seed}.json"

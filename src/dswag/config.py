@@ -262,6 +262,5 @@ def _describe(fault: Any) -> str:
     name = ".".join(str(part) for part in fault["loc"][:1])
     if fault["type"] == "unexpected_keyword_argument":
         return f"unknown setting {name}"
-    if not name:
-        return str(fault["msg"]).removeprefix("Value error, ")
-    return f"{name}: {fault['msg']}, got {fault['input']!r}"
+    words = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{name}: {words}, got {fault['input']!r}" if name else words

@@ -30,7 +30,7 @@ class Step:
         workspace.gradient.zero_()
         targets = targets.to(workspace.device, non_blocking=True)
         with self.randomness if workspace.draws_randomly else nullcontext(), self._precision():
-            loss = workspace.loss(workspace.module(workspace.place(inputs)), targets)
+            loss = workspace.mean_loss(workspace.outputs(inputs), targets)
         workspace.draws_randomly = self.randomness.used
         loss.backward()  # type: ignore[no-untyped-call]
         if self.start is not None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,20 +21,22 @@ class SaveError(OSError):
 
 @contextmanager
 def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside `path`; what is written there takes its place when the context ends without error.
+    """A path in a temporary folder beside `path`; what is written there takes its place when the context ends well.
 
-    The content is flushed to disk before the rename. After an error `path` is as it was and no temporary file is left.
+    The content is flushed to disk before the rename. After an error `path` is as it was and nothing temporary is left.
+    Writers that make temporary files of their own beside their target, as safetensors does, leave them in that folder
+    when their process is killed, where `remove_leftovers` finds them whatever their names.
+
     Permissions are those that `open` would leave: of the file replaced, or for a new one by the umask. The old content
     goes to `keep`, where that is given; a process that dies just then leaves it there alone.
 
     Raises:
-        FileNotFoundError: no folder to write into; it is named, and not the temporary file.
+        FileNotFoundError: no folder to write into; it is named, and not the temporary one.
     """
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = folder / path.name
     try:
         yield temporary
         with temporary.open("rb") as written:
@@ -43,23 +46,35 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
             path.replace(keep)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
     """Removes what processes that were killed while they replaced `path` left beside it."""
     for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink(missing_ok=True)
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager
 def saving(path: Path, advice: str) -> Iterator[None]:
-    """A failure to write `path` within, such as a full disk, is a `SaveError` that names it and says what to do."""
+    """A failure to write `path` within, such as a full disk, is a `SaveError` that names it and says what to do.
+
+    A `SaveError` that comes from within has said so already, and is left as it is.
+    """
     try:
         yield
+    except SaveError:
+        raise
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SaveError(f"{path} cannot be written ({reason}): {advice}") from error
+
+
+def prepare_folder(path: Path, advice: str) -> None:
+    """Makes the folder, and raises SaveError where no file can be written into it: before work that ends in one."""
+    with saving(path, advice):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

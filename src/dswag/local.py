@@ -60,7 +60,8 @@ def run(
     except ClientError:
         raise
     except Exception as error:
-        raise ClientError(task, f"{type(error).__name__}: {error}") from error
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        raise ClientError(task, f"{type(error).__name__}: {error}{notes}") from error
 
 
 def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Workspace) -> TrainResult:
@@ -71,32 +72,40 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     step = Step(task.update, workspace, generator)
     start = workspace.theta.clone() if task.upload == "bfloat16" else None
     snapshots = []
-    loss, first_loss = math.nan, None
+    loss: float = math.nan
+    first_loss: float | Tensor = math.nan
     for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
         loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
         for inputs, targets in data.batches(task.update.batch_size, generator=generator, augment=True):
             workspace.check_time(task, epoch=epoch)
             batch_loss = step(inputs, targets, rate)  # l. 8-9, 20-21
-            first_loss = batch_loss if first_loss is None else first_loss
+            first_loss = batch_loss if epoch == 1 and not num_seen else first_loss
             loss_sum += len(targets) * batch_loss
             num_seen += len(targets)
         loss = float(loss_sum) / num_seen
-        if not (math.isfinite(loss) and torch.isfinite(workspace.theta.sum())):
-            cause = f"loss is {loss:g}" if not math.isfinite(loss) else "weights are not finite"
-            raise ClientError(task, f"{cause} (learning rate {rate:g})", epoch=epoch)
-        if first_loss is not None and has_diverged(loss, float(first_loss), task.max_loss_growth):
-            raise ClientError(
-                task,
-                f"loss is {loss:g}, after {first_loss:g} in the first minibatch (learning rate {rate:g}): "
-                "lower the learning rate, or set clip_gradient",
-                epoch=epoch,
-            )
+        _check_course(task, workspace.theta, loss, float(first_loss), epoch=epoch, rate=rate)
         if epoch in task.snapshots:
             theta = workspace.theta
             snapshots.append(theta.clone() if start is None else (theta - start).bfloat16())
     return TrainResult(
         index=task.index, client=task.client, thetas=torch.stack(snapshots), num_examples=data.num_examples, loss=loss
     )
+
+
+def _check_course(task: TrainTask, theta: Tensor, loss: float, first: float, *, epoch: int, rate: float) -> None:
+    """Raises ClientError, with what to do, where an epoch's mean loss or θ is not finite, or training has diverged."""
+    if not math.isfinite(first):
+        cause = f"loss is {first:g} before the first step: look for NaN or infinity in the data"
+    elif not (math.isfinite(loss) and torch.isfinite(theta.sum())):
+        what = "weights are not finite" if math.isfinite(loss) else f"loss is {loss:g}"
+        remedy = "lower the learning rate, set clip_gradient, or look for NaN or infinity in the data"
+        cause = f"{what} (learning rate {rate:g}): {remedy}"
+    elif has_diverged(loss, first, task.max_loss_growth):
+        what = f"loss is {loss:g}, after {first:g} in the first minibatch"
+        cause = f"{what} (learning rate {rate:g}): lower the learning rate, or set clip_gradient"
+    else:
+        return
+    raise ClientError(task, cause, epoch=epoch)
 
 
 def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspace: Workspace) -> StatisticsResult:
@@ -134,9 +143,9 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
         for inputs, targets in data.batches(task.batch_size):
             workspace.check_time(task)
             targets = targets.to(workspace.device, non_blocking=True)
-            outputs = workspace.module(workspace.place(inputs))
+            outputs = workspace.outputs(inputs)
             sizes.append(len(targets))
-            losses.append(workspace.loss(outputs, targets))
+            losses.append(workspace.mean_loss(outputs, targets))
             if _are_classes(outputs, targets):
                 correct.append((outputs.argmax(1) == targets).sum())
     loss_sum = sum(size * loss for size, loss in zip(sizes, torch.stack(losses).tolist(), strict=True))
@@ -171,7 +180,7 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
             workspace.check_time(task)
             workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
             with torch.inference_mode():
-                outputs = [workspace.module(workspace.place(inputs)).double().softmax(1) for inputs, _ in batches]
+                outputs = [workspace.outputs(inputs).double().softmax(1) for inputs, _ in batches]
             total = total + torch.cat(outputs)
             number += 1
         for column, temperature in enumerate(task.temperatures):

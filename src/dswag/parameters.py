@@ -30,8 +30,11 @@ class Layout:
         Parameters that are not selected are no part of θ: they stay as they are in the module.
 
         Raises:
+            TypeError: no module, such as its class.
             ValueError: the module has none, those of θ differ in dtype or device, or a selection of what is not there.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"the model must be an instance of nn.Module, got {_named(module)}")
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not trainable:
             raise ValueError(
@@ -126,6 +129,10 @@ class Layout:
                     "this is not the model that θ was made for"
                 )
         return [found[name] for name in self.names]
+
+
+def _named(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _selected(names: tuple[str, ...], only: Selection) -> tuple[str, ...]:

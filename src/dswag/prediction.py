@@ -251,7 +251,7 @@ def outputs(
             workspace.load(members.payload(i))
             workspace.module.eval()
             with torch.inference_mode():
-                return [read(workspace.module(workspace.place(batch))) for batch in batches]
+                return [read(workspace.outputs(batch)) for batch in batches]
 
         return ordered_map(predict_with, workspaces, range(members.count))
 
@@ -262,6 +262,8 @@ def outputs(
 
 def _layout(model: nn.Module, posterior: Posterior) -> Layout:
     """The parameters that the posterior is over."""
+    if not isinstance(posterior, Posterior):
+        raise TypeError(f"predictions need a posterior, such as run.posterior, got {type(posterior).__name__}")
     if posterior.layout is None:
         return Layout.of(model)
     known = dict(model.named_parameters(remove_duplicate=False))

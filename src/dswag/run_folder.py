@@ -175,8 +175,6 @@ class RunFolder:
         """Removes what a process left that was killed while it wrote."""
         for name in FILES:
             remove_leftovers(self.path / name)
-        for path in self.path.glob(".tmp??????"):  # safetensors' own, before it is renamed to ours
-            path.unlink(missing_ok=True)
 
     def remove_answers(self) -> None:
         """Removes what only serves to resume a run: the explorers' answers, and the checkpoint before the last."""

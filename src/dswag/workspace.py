@@ -7,6 +7,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,6 +56,40 @@ class Workspace:
         if time.monotonic() > self.deadline:
             raise ClientError(task, f"it took longer than its time limit of {task.time_limit:g} s", epoch=epoch)
 
+    def outputs(self, inputs: Any) -> Any:
+        """What the module gives for a batch of inputs, which are brought to where it is."""
+        placed = self.place(inputs)
+        try:
+            return self.module(placed)
+        except Exception as error:
+            error.add_note(f"the model was given {_described(placed)}")
+            raise
+
+    def mean_loss(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Raises:
+            ValueError: it is no scalar.
+        """
+        try:
+            loss = self.loss(outputs, targets)
+        except Exception as error:
+            error.add_note(f"the loss was given outputs {_described(outputs)} and targets {_described(targets)}")
+            raise
+        if loss.dim():
+            raise ValueError(f"the loss must be a scalar, the mean over the batch, got shape {list(loss.shape)}")
+        return loss
+
     def place(self, inputs: Any) -> Any:
         """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
         return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+
+
+def _described(value: Any) -> str:
+    """Type and shape, and between which numbers classes and tokens lie."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if value.dtype == torch.int64 and value.numel() and value.device.type == "cpu":
+        text += f" from {value.min()} to {value.max()}"
+    return text

@@ -41,7 +41,22 @@ def test_a_second_call_prints_a_table_of_what_is_there(folder, capsys):
     assert "swa *" in out
     assert "dswag" not in out.replace("dswag-", "").split("report:")[0]
     assert "* needs all examples in one place" in out
+    assert "Over 2 seeds (0 to 1); NLL in nats" in out
     assert "method 2/2: swa, seed 1, accuracy 0." in err
+
+
+def test_one_method_and_one_seed_are_worded_as_such_and_values_that_are_not_set_are_none(folder, tmp_path, capsys):
+    (tmp_path / "config.toml").write_bytes((folder / "config.toml").read_bytes())
+    (tmp_path / "dswag-seed-0.json").write_bytes((folder / "dswag-seed-0.json").read_bytes())
+    assert main(["compare", *TINY[:-1], "1", "--methods", "dswag", "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "Over 1 seed (0); NLL in nats" in out
+    assert "* needs all examples" not in out
+    page = html.unescape((tmp_path / "comparison.html").read_text())
+    assert "1 method: mlp on mnist5k, 3 clients" in page
+    assert "<caption>Values of one seed.</caption>" in page
+    assert "None" not in page + out
+    assert '<th scope="row">clip_gradient</th><td>none</td>' in page
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """`dswag train --engine distributed`: the same run folder, from several processes."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,18 +10,26 @@ from engines.launch import torchrun
 
 from dswag.cli import main
 from dswag.experiments.recipe import Recipe
-from dswag.run_folder import FILES, RunFolder
+from dswag.run_folder import CHECKPOINT, CONFIG, FILES, PARTITION, POSTERIOR, RunFolder
 
-TINY = ["--clients", "5", "--clients-per-round", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "2"]
-TINY += ["--landscape-examples", "50"]
+TINY = ["--clients", "5", "--clients-per-round", "3", "--rounds", "3", "--explore-epochs", "2", "--samples", "2"]
+TINY += ["--server-optimizer", "momentum", "--server-learning-rate", "0.5", "--landscape-examples", "50"]
+KILLED = Path(__file__).with_name("killed_rank.py")
 
 
-def test_two_processes_write_the_run_folder_that_one_writes(tmp_path, capsys):
-    there, here = tmp_path / "two", tmp_path / "one"
-    done = torchrun("-m", "dswag", "train", *TINY, "--engine", "distributed", "--output", there, "--json")
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """The run folder that two processes wrote."""
+    folder = tmp_path_factory.mktemp("distributed") / "two"
+    done = torchrun("-m", "dswag", "train", *TINY, "--engine", "distributed", "--output", folder, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["run"] == str(there)  # so nobody printed anything else
-    assert done.stderr.count("phase 1: round 1/2") == 1
+    assert json.loads(done.stdout)["run"] == str(folder)  # so nobody printed anything else
+    assert done.stderr.count("phase 1: round 1/3") == 1
+    return folder
+
+
+def test_two_processes_write_the_run_folder_that_one_writes(there, tmp_path, capsys):
+    here = tmp_path / "one"
     assert main(["train", *TINY, "--output", str(here), "--json"]) == 0
     assert {path.name for path in there.iterdir()} == {path.name for path in here.iterdir()} == set(FILES)
     two, one = RunFolder.open(there), RunFolder.open(here)
@@ -39,6 +49,27 @@ def test_two_processes_write_the_run_folder_that_one_writes(tmp_path, capsys):
         assert theirs_along == pytest.approx(ours_along, rel=1e-4)
     for method, scores in one.metrics().scores.items():
         assert two.metrics().scores[method].nll == pytest.approx(scores.nll, rel=1e-5)
+
+
+def without_seconds(folder):
+    """What the texts of a run say, but for the seconds that it took."""
+    records = [asdict(record) for record in (*folder.history(), folder.exploration(), folder.metrics())]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def test_killed_in_either_phase_and_resumed_it_is_the_run_that_was_never_killed(there, tmp_path):
+    resumed = tmp_path / "resumed"
+    training = ["train", "--engine", "distributed"]
+    assert torchrun(KILLED, 1, 2, *training, *TINY, "--output", resumed).returncode != 0  # rank 1 dies in round 2
+    assert RunFolder.open(resumed).checkpoint().server.round == 1
+    assert torchrun(KILLED, 0, 3, *training, "--resume", resumed).returncode != 0  # the leader dies in phase 2
+    assert RunFolder.open(resumed).checkpoint().server.round == 3
+    done = torchrun("-m", "dswag", *training, "--resume", resumed)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in resumed.iterdir()} == set(FILES)
+    for name in (CONFIG, PARTITION, CHECKPOINT, POSTERIOR):
+        assert (resumed / name).read_bytes() == (there / name).read_bytes()
+    assert without_seconds(RunFolder.open(resumed)) == without_seconds(RunFolder.open(there))
 
 
 @pytest.mark.parametrize("engine", ["in-process", "flower"])

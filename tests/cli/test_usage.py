@@ -1,9 +1,11 @@
 """Usage that cannot be meant is refused in one line."""
 
+import re
+
 import pytest
 
 from dswag.cli import main
-from dswag.cli.options import parse
+from dswag.cli.parsing import parse
 
 
 def test_overwriting_needs_the_folder_that_is_meant(capsys, tmp_path, monkeypatch):
@@ -27,3 +29,14 @@ def test_a_setting_that_is_on_or_off_can_be_put_either_way_over_a_file(tmp_path)
     assert parse(["train", "--holdout", "0.1", "--calibrate"]).recipe().calibrate
     assert parse(on).recipe().calibrate
     assert not parse([*on, "--no-calibrate"]).recipe().calibrate
+
+
+def test_a_value_in_a_file_is_taken_back_by_the_default_that_the_help_names(tmp_path, capsys):
+    (tmp_path / "clipped.toml").write_text("clip_gradient = 1.0\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    (default,) = re.findall(r"a minibatch's gradient; no limit if not given\. \(default: (\S+)\)", words)
+    arguments = ["train", "--config", str(tmp_path / "clipped.toml")]
+    assert parse(arguments).recipe().clip_gradient == 1.0
+    assert parse([*arguments, "--clip-gradient", default]).recipe().clip_gradient is None

@@ -94,6 +94,14 @@ def test_all_saved_means_nobody_is_asked(engine, theta, tmp_path):
     assert rest.asked == []
 
 
+def test_what_a_killed_process_left_of_an_answer_goes_when_it_is_saved(engine, theta, tmp_path):
+    half = tmp_path / ".00002.safetensors.x"
+    half.mkdir()
+    (half / ".tmpabcdef").write_text("left by safetensors")
+    explore(Recorded(engine, tmp_path), theta, CONFIG, Snapshots())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{index}.safetensors" for index in range(5)]
+
+
 DAMAGES = {
     "truncated": cut,
     "one bit of a weight": lambda path: flip(path, -3),

@@ -1,12 +1,17 @@
 """Reproducing does what is left, and says what that is."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
 
+from dswag import files
+from dswag.experiments import reproduction, trained
 from dswag.experiments.plan import Case, Plan, load
 from dswag.experiments.reproduction import present, remaining, reproduce, seconds_left
+from dswag.files import SaveError
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
@@ -98,3 +103,34 @@ def test_other_settings_or_options_make_a_result_old(plan, tmp_path):
     assert len(remaining(plan, tmp_path / "results")) == 3
     changed = replace(plan, cases=tuple(replace(case, options={"more": 1}) for case in plan.cases))
     assert len(remaining(changed, tmp_path / "results")) == 4
+
+
+@pytest.mark.parametrize(("name", "flag"), [("results", "--output"), ("work", "--work")])
+def test_a_folder_that_cannot_be_written_to_is_named_before_any_work(plan, tmp_path, monkeypatch, name, flag):
+    (tmp_path / name).write_text("a file in its place")
+    monkeypatch.setattr(reproduction, "build", lambda recipe: pytest.fail("worked"))
+    with pytest.raises(SaveError, match=rf"{name}.* cannot be written \(.+\): choose another {flag}$"):
+        run(plan, tmp_path)
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_at_the_result_loses_nothing_of_the_training(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "write_text", full_disk)
+    with pytest.raises(
+        SaveError, match=r"clients-2_seed-0.json cannot be written \(No space left on device\): make room"
+    ):
+        run(plan, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(trained, "synchronize", lambda *_: pytest.fail("trained again"))
+    assert run(plan, tmp_path, only=("clients-2", "seed-0")) == ["clients-2_seed-0"]
+
+
+def test_a_disk_that_is_full_in_training_is_named(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(
+        SaveError, match=r"work.* cannot be written \(No space left on device\): make room .* start again"
+    ):
+        run(plan, tmp_path)

@@ -1,9 +1,7 @@
 """The command `compare`: many methods on one problem, over several seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-
-from rich.table import Table
 
 from dswag.baselines import METHODS
 from dswag.cli import console
@@ -26,7 +24,7 @@ from dswag.config import ConfigError
 from dswag.experiments.recipe import Recipe
 
 SHOWN = (("accuracy", "nll", "ece", "brier", "auroc"), ("epochs", "steps", "seconds", "bytes", "memory"))
-"""On a terminal, in two tables; the page has all."""
+"""On a terminal, quality and cost apart; the page has all."""
 
 PLOTTED = ("nll", "ece", "auroc")
 
@@ -53,7 +51,8 @@ def compare(options: Compare) -> None:
             display.advance(_described(outcome))
     if not outcomes:
         raise ComparisonError(f"no method came to an outcome: {_described(failures[0])}")
-    found, notes = summary(outcomes), _notes(recipe, len(seeds), failures)
+    found = summary(outcomes)
+    notes = _notes(recipe, seeds, found, failures)
     data = {
         "settings": asdict(recipe),
         "seeds": list(seeds),
@@ -84,7 +83,7 @@ def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequ
     from dswag.report.comparison import Cell, Column, render_comparison  # brings matplotlib, which nothing else needs
 
     return render_comparison(
-        f"{len(found)} methods: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
+        f"{_counted(len(found), 'method')}: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
         [Column(measure.title, measure.better, name in PLOTTED) for name, measure in MEASURES.items()],
         {
             _marked(method): [
@@ -107,12 +106,12 @@ def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequ
 def _show(found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str]) -> None:
     """Writes the tables to standard output."""
     for names in SHOWN:
-        table = Table("method")
-        for name in names:
-            table.add_column(MEASURES[name].title, justify="right", no_wrap=True)
-        for method, spreads in found.items():
-            table.add_row(_marked(method), *(MEASURES[name].text(spreads[name]) for name in names))
-        console.show(table)
+        console.show(
+            {
+                _marked(method): {MEASURES[name].title: MEASURES[name].text(spreads[name]) for name in names}
+                for method, spreads in found.items()
+            }
+        )
     for note in notes:
         console.emit(note)
 
@@ -121,13 +120,20 @@ def _marked(method: str) -> str:
     return f"{method} *" if METHODS[method].pools_data else method
 
 
-def _notes(recipe: Recipe, seeds: int, failures: Sequence[Failure]) -> list[str]:
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _notes(recipe: Recipe, seeds: Sequence[int], methods: Iterable[str], failures: Sequence[Failure]) -> list[str]:
     inside, outside = recipe.dataset, OUTSIDE.get(recipe.dataset, f"{recipe.dataset} with its quarters swapped")
-    return [
-        f"Over {seeds} seed{'' if seeds == 1 else 's'}; NLL in nats; ECE over 20 bins of equal mass.",
+    numbers = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    notes = [
+        f"Over {_counted(len(seeds), 'seed')} ({numbers}); NLL in nats; ECE over 20 bins of equal mass.",
         f"AUROC and FPR95 tell {inside} from {outside}, by the entropy of the predictions.",
         "Epochs are gradients in passes over all training examples; steps are those one after the other, where every "
-        "client has a machine of its own. Seconds and bytes are those of training, shared parts included.",
-        "* needs all examples in one place, whose transport is not counted.",
-        *(f"{_described(failure)}." for failure in failures),
+        "client has a machine of its own. Seconds and bytes are those of training, shared parts included. Peak MB are "
+        "what this process grew by; memory that it held from before is used again and not counted.",
     ]
+    if any(METHODS[method].pools_data for method in methods):
+        notes.append("* needs all examples in one place, whose transport is not counted.")
+    return [*notes, *(f"{_described(failure)}." for failure in failures)]

@@ -118,25 +118,43 @@ def emit(text: str) -> None:
     sys.stdout.flush()
 
 
-def show(table: Table) -> None:
-    """Writes a table to standard output, as wide as it is where no terminal bounds it."""
+def show(rows: Mapping[str, Mapping[str, str]]) -> None:
+    """Writes methods' values by title to standard output, in as many tables as a terminal's width asks for."""
     console = Console()
+    titles = next(iter(rows.values())).keys()
+    widths = {title: max(len(title), *(len(row[title]) for row in rows.values())) + _RULE for title in titles}
+    named = max(map(len, [_METHOD, *rows])) + _RULE + 1
     if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+        console.width = named + sum(widths.values())
+    for part in _parts(widths, console.width - named):
+        table = Table(_METHOD)
+        for title in part:
+            table.add_column(title, justify="right")
+        for method, row in rows.items():
+            table.add_row(method, *(row[title] for title in part))
+        console.print(table)
 
 
 def show_scores(scores: Mapping[str, Scores]) -> None:
     """Writes the table of methods to standard output."""
-    table = Table("method")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right")
-    for method, values in scores.items():
-        table.add_row(method, *(text(values) for text in _COLUMNS.values()))
-    show(table)
+    show({method: {title: text(values) for title, text in _COLUMNS.items()} for method, values in scores.items()})
     number = next(iter(scores.values())).num_examples
     emit(f"{number:,} test images; NLL in nats; ECE over 20 bins of equal mass")
 
+
+def _parts(widths: Mapping[str, int], room: int) -> list[list[str]]:
+    """The titles in as few parts as fit the room, in their order; a part has one title at least."""
+    parts: list[list[str]] = [[]]
+    for title, width in widths.items():
+        if parts[-1] and width + sum(widths[other] for other in parts[-1]) > room:
+            parts.append([])
+        parts[-1].append(title)
+    return parts
+
+
+_METHOD = "method"
+_RULE = 3
+"""What a column of a table takes beside its text."""
 
 _COLUMNS: Mapping[str, Callable[[Scores], str]] = {
     "accuracy": lambda scores: f"{scores.accuracy:.2%}",

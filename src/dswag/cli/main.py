@@ -11,7 +11,8 @@ from dswag.cli.calibrating import calibrate
 from dswag.cli.collecting import collect
 from dswag.cli.comparing import compare
 from dswag.cli.console import say
-from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train, parse
+from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train
+from dswag.cli.parsing import parse
 from dswag.cli.reproducing import reproduce_figures
 from dswag.config import ConfigError
 from dswag.divergence import DivergenceError

@@ -1,16 +1,15 @@
-"""What each command takes: flags, their help texts, and settings from a TOML file and flags together."""
+"""What each command takes: its flags with their help texts, and settings from a TOML file and flags together."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, make_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Annotated, Literal
 
-import tyro
-from tyro.conf import FlagCreatePairsOff, Positional, PositionalMetavarFromFieldName, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from dswag.baselines import METHODS
 from dswag.config import ConfigError, differences
-from dswag.experiments.recipe import INDIFFERENT, Recipe, Setting, settings
+from dswag.experiments.recipe import INDIFFERENT, Recipe
 from dswag.experiments.scoring import DEFAULT_KINDS
 from dswag.tasks import Kind
 
@@ -47,10 +46,9 @@ class Configured:
             raise ConfigError(f"{self.config} cannot be read: {error.strerror}") from None
 
     def _flags(self) -> dict[str, object]:
-        return {name: value for group in self._groups() for name, value in group.items()}
-
-    def _groups(self) -> list[Mapping[str, object]]:
-        return [getattr(self, _identifier(group)) for group in _grouped_settings()]
+        """The settings given on the command line; `parsing` makes a field of each group of them."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return {name: value for group in values if isinstance(group, Mapping) for name, value in group.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,61 +224,3 @@ class Reproduce:
 
 
 Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce
-
-
-def parse(arguments: Sequence[str]) -> Options:
-    """The command and its options.
-
-    Raises:
-        SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
-    """
-    configured = (_with_settings(Train), _with_settings(Compare))
-    commands = (*configured, Evaluate, Calibrate, Predict, Report, Collect, Reproduce)
-    named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
-    union: Any = named[0]
-    for command in named[1:]:
-        union = union | command
-    options = tyro.cli(
-        union,
-        prog="dswag",
-        description="Distributed SWAG: a Gaussian over weights from models trained where the data are. "
-        "With DSWAG_DEBUG=1 in the environment, errors keep their traceback.",
-        args=arguments,
-        config=(PositionalMetavarFromFieldName,),
-    )
-    return cast("Options", options)
-
-
-def _with_settings(command: type[Configured]) -> type[Configured]:
-    """The command with a flag for each setting of a recipe, in groups; only those given on the command line are set."""
-    groups = [
-        (
-            _identifier(group),
-            Annotated[
-                cast("Any", TypedDict)(_identifier(group), {s.name: _flag(s) for s in members}, total=False),
-                arg(name=group.lower()),
-            ],
-        )
-        for group, members in _grouped_settings().items()
-    ]
-    made = make_dataclass(command.__name__, groups, bases=(command,), frozen=True, kw_only=True)
-    made.__doc__ = command.__doc__
-    return made
-
-
-def _flag(setting: Setting) -> Any:
-    default = "none" if setting.default in (None, ()) else setting.default
-    return Annotated[
-        setting.annotation, arg(help=setting.description, help_behavior_hint=f"(default: {default})", prefix_name=False)
-    ]
-
-
-def _grouped_settings() -> dict[str, list[Setting]]:
-    groups: dict[str, list[Setting]] = {}
-    for setting in settings():
-        groups.setdefault(setting.group, []).append(setting)
-    return groups
-
-
-def _identifier(group: str) -> str:
-    return group.lower().replace(" ", "_")

@@ -1,13 +1,16 @@
 """The command `reproduce`: the paper's figures and tables, from recipes that travel with the package."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dswag.cli import console
 from dswag.cli.options import Reproduce
 from dswag.cli.outputs import to_json, write
 from dswag.config import ConfigError
+from dswag.data.sources import DataNotFoundError
 from dswag.experiments import plan as plans
 from dswag.experiments.plan import NAMES, Plan
+from dswag.experiments.recipe import has_device
 from dswag.experiments.reproduction import present, remaining, reproduce, seconds_left
 
 RESULTS, QUICK_RESULTS = Path("results"), Path("runs/quick")
@@ -21,8 +24,7 @@ def reproduce_figures(options: Reproduce) -> None:
     chosen = [plans.load(name, quick=options.quick, dataset=options.dataset) for name in names]
     results = options.output or (QUICK_RESULTS if options.quick else RESULTS / (options.dataset or ""))
     if not options.list:
-        for plan in chosen:
-            _run(plan, results, options)
+        _run_all(chosen, results, options)
     if options.json:
         console.emit(to_json({plan.name: _state(plan, results) for plan in chosen}))
         return
@@ -32,6 +34,34 @@ def reproduce_figures(options: Reproduce) -> None:
         console.emit(f"{plan.name:14} {state['done']:3} of {state['cases']:3}{left}  {plan.title}")
         if not options.list and (figure := _figure(plan, results)).exists():
             console.emit(f"figure: {figure}")
+
+
+def _run_all(chosen: Sequence[Plan], results: Path, options: Reproduce) -> None:
+    """Runs the plans one after the other; of "all" those that this machine can."""
+    hindered = {plan.name: _hindrance(plan, results, options) for plan in chosen}
+    faults = [f"{name} cannot run here: {hindrance}" for name, hindrance in hindered.items() if hindrance]
+    if faults and "all" not in options.names:
+        raise ConfigError("\n".join(faults))
+    for fault in faults:
+        console.say(f"left out: {fault}")
+    for plan in chosen:
+        if hindered[plan.name]:
+            continue
+        try:
+            _run(plan, results, options)
+        except DataNotFoundError as error:
+            if "all" not in options.names:
+                raise
+            console.say(f"left out: {plan.name} has no data: {error}")
+
+
+def _hindrance(plan: Plan, results: Path, options: Reproduce) -> str | None:
+    """Why what is left of a plan cannot run on this machine; None if it can."""
+    needed = {case.recipe.device for case in remaining(plan, results, only=options.only)}
+    missing = sorted(device for device in needed if not has_device(device))
+    if not missing:
+        return None
+    return f"it needs device {' and '.join(missing)}; run it where that is, or try a small form of it with --quick"
 
 
 def _run(plan: Plan, results: Path, options: Reproduce) -> None:

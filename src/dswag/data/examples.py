@@ -199,7 +199,11 @@ def client_data(data: Any) -> ClientData:
         return LoaderExamples(data)
     if isinstance(data, tuple | list) and len(data) == 2:
         return Examples(torch.as_tensor(data[0]), torch.as_tensor(data[1]))
-    raise TypeError(f"a client's data must be a pair of tensors, a Dataset or a DataLoader, got {type(data).__name__}")
+    found = f"a {type(data).__name__} of {len(data)}" if isinstance(data, tuple | list) else type(data).__name__
+    raise TypeError(
+        f"a client's data must be a pair of tensors (inputs, targets), a Dataset or a DataLoader, got {found}: "
+        "give a list of these, one for each client"
+    )
 
 
 def _samples_plainly(loader: DataLoader[Any]) -> bool:

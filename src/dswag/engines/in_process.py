@@ -1,13 +1,14 @@
 """All clients in this process, several at a time on a pool of threads: the reference for every other engine."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from dswag import local
 from dswag.data.examples import ClientData, client_data
@@ -48,10 +49,10 @@ class InProcess:
         workers: int | None = None,
         layout: Layout | None = None,
     ) -> None:
-        if isinstance(clients, DataLoader | TensorDataset | Tensor):
+        if isinstance(clients, DataLoader | Dataset | Tensor | np.ndarray | Mapping) or not isinstance(clients, Sized):
             raise TypeError(
                 f"clients must be a sequence with the data of each client, got one {type(clients).__name__}: "
-                "split the data, or put them into a list where there is one client"
+                "split the data, and pass a list, of one element where there is one client"
             )
         if not len(clients):
             raise ValueError("an engine needs the data of at least one client, got none")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from dswag.around import Around
 from dswag.checks import fault
-from dswag.files import SaveError, replacing, save_tensors, saving
+from dswag.files import SaveError, remove_leftovers, replacing, save_tensors, saving
 from dswag.fingerprints import fingerprint
 from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask
 
@@ -92,6 +92,7 @@ class _Answer:
         metadata = {"format": _FORMAT, "key": key, "numbers": numbers, "fingerprint": content}
         with saving(self.path, "make room for the clients' answers, and start again"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.path)
             with replacing(self.path) as temporary:
                 save_tensors(temporary, {"thetas": thetas}, metadata)
 

@@ -1,5 +1,6 @@
 """A run on a known data set: its settings, and the data, the model and the clients that they stand for."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields, replace
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol, Self, get_type_hints
 
 import torch
 from jaxtyping import Int64
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -27,6 +28,12 @@ INDIFFERENT = ("data_dir", "checkpoint_every", "landscape_examples")
 """Settings that a run's outcome does not depend on, so that a resumed one may change them."""
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("must be cpu, cuda, one of several such as cuda:1, or mps")
+    return name
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Recipe(Config):
     """All that a run on a known data set is a function of: the settings of `Config`, and those of data and model."""
@@ -39,7 +46,7 @@ class Recipe(Config):
     """Data and model: the network; vgg16 takes images of 32 x 32."""
     checkpoint_every: Count = 1
     """Checkpoints: rounds of phase 1 from one to the next; those after the last are lost when a run is killed."""
-    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
+    device: Annotated[str, AfterValidator(_device)] = "cpu"
     """Data and model: where model and training data are: cpu, cuda, cuda:1 or mps."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
@@ -124,8 +131,9 @@ def build(
             partition that leaves clients with too few examples, or fewer than one worker.
         DataNotFoundError, DataFormatError, CacheNotWritableError: from `dswag.data.datasets.load`.
     """
+    if not has_device(recipe.device):
+        raise ConfigError(f"this machine has no device {recipe.device}: use cpu")
     try:
-        _check_device(recipe.device)
         dataset = datasets.load(recipe.dataset, recipe.data_dir, progress=progress)
         _, *shape = dataset.train.inputs.shape
         model = models.build(
@@ -146,11 +154,11 @@ def build(
     return Experiment(recipe, dataset, model, engine, parts)
 
 
-def _check_device(name: str) -> None:
+def has_device(name: str) -> bool:
+    """Whether this machine has the device."""
     device = torch.device(name)
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
-    if (device.index or 0) >= there:
-        raise ValueError(f"device {name} is not there, this machine has {there} of its kind: use cpu")
+    return (device.index or 0) < there
 
 
 def _partition(recipe: Recipe, targets: Int64[Tensor, "n"]) -> list[Int64[Tensor, "_"]]:

@@ -12,7 +12,7 @@ from dswag.experiments.plan import Case, Plan
 from dswag.experiments.recipe import Recipe, build
 from dswag.experiments.scoring import environment
 from dswag.experiments.trained import synchronized, train
-from dswag.files import write_text
+from dswag.files import prepare_folder, saving, write_text
 
 
 def reproduce(
@@ -35,10 +35,16 @@ def reproduce(
     Raises:
         ClientError: a client failed.
         DataNotFoundError: from `dswag.data.datasets.load`.
+        SaveError: a folder that cannot be written to, before any work; or a disk that is full.
     """
-    for case in remaining(plan, results, only=only):
+    cases = remaining(plan, results, only=only)
+    if cases:
+        prepare_folder(results / plan.name, "choose another --output")
+        prepare_folder(work, "choose another --work")
+    for case in cases:
         experiment = build(case.recipe)
-        trained = (synchronized if plan.measure in OF_PHASE_1 else train)(experiment, work, advance)
+        with saving(work, "make room there, then start again: it goes on from what is saved"):
+            trained = (synchronized if plan.measure in OF_PHASE_1 else train)(experiment, work, advance)
         started = perf_counter()
         measured = MEASURES[plan.measure](trained, **case.options)
         result = {
@@ -51,8 +57,8 @@ def reproduce(
             "seconds": trained.seconds + perf_counter() - started,
         }
         path = _path(plan, case, results)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        with saving(path, f"make room there, then start again: what was trained is kept in {work}"):
+            write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
         yield case
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from dswag.report.page import TEMPLATES
+from dswag.report.page import TEMPLATES, setting_text
 from dswag.report.plots import points_by_method
 
 
@@ -65,14 +65,17 @@ def render_comparison(
         name: [(cell.text, cell.contends and cell.mean == mean) for cell, mean in zip(cells, best, strict=True)]
         for name, cells in rows.items()
     }
+    several = any(cell.std is not None for cells in rows.values() for cell in cells)
     return TEMPLATES.get_template("comparison.html.j2").render(
         heading=title,
         sections=[],
         columns=columns,
+        several=several,
+        any_best=any(mean is not None for mean in best),
         rows=marked,
         described=described,
         notes=notes,
-        settings={name: str(value) for name, value in (settings or {}).items()},
+        settings={name: setting_text(value) for name, value in (settings or {}).items()},
         picture=Markup(points_by_method(plotted)) if plotted else "",
     )
 

@@ -201,17 +201,18 @@ def _groups(settings: Mapping[str, object]) -> dict[str, dict[str, str]]:
     groups: dict[str, dict[str, str]] = {"": {}}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            groups[name] = {str(key): _text(inner) for key, inner in value.items()}
+            groups[name] = {str(key): setting_text(inner) for key, inner in value.items()}
         else:
-            groups[""][name] = _text(value)
+            groups[""][name] = setting_text(value)
     return {name: pairs for name, pairs in groups.items() if pairs}
 
 
-def _text(value: object) -> str:
+def setting_text(value: object) -> str:
+    """A setting's value for people."""
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(setting_text, value))
     return str(value)
 
 

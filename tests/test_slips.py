@@ -1,0 +1,131 @@
+"""What a new user slips on with a model and data of their own is said in words that tell what to change."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import dswag
+from dswag import ClientError
+
+CONFIG = dswag.Config(clients=3, rounds=1, explore_epochs=1, batch_size=20)
+INPUTS = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+TARGETS = torch.arange(60) % 5
+PARTS = torch.arange(60).split(20)
+
+
+def network(size=16, classes=5):
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, classes))
+
+
+def clients(inputs=INPUTS, targets=TARGETS):
+    return [(inputs[part], targets[part]) for part in PARTS]
+
+
+class Own(Dataset):
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, index):
+        return INPUTS[index], TARGETS[index]
+
+
+class ReturnsTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 5)
+
+    def forward(self, inputs):
+        return self.layer(inputs.flatten(1)), inputs
+
+
+def with_nan():
+    inputs = INPUTS.clone()
+    inputs[:, 0, 0, 0] = math.nan
+    return inputs
+
+
+DATA = {
+    "a loader for all": (
+        DataLoader(TensorDataset(INPUTS, TARGETS)),
+        "got one DataLoader: split the data, and pass a list",
+    ),
+    "a data set for all": (Own(), "got one Own: split the data, and pass a list"),
+    "an array": (INPUTS.numpy(), "got one ndarray"),
+    "a generator": ((client for client in clients()), "got one generator"),
+    "clients by name": (dict(enumerate(clients())), "got one dict"),
+    "a pair for all": ((INPUTS, TARGETS), r"client 0: .* got Tensor: give a list of these, one for each client"),
+    "three tensors each": ([(INPUTS, TARGETS, TARGETS)] * 3, r"client 0: .* \(inputs, targets\), .* got a tuple of 3"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), DATA.values(), ids=DATA.keys())
+def test_data_that_are_no_list_of_clients_are_told_to_be_one(data, words):
+    with pytest.raises(TypeError, match=words):
+        dswag.train(network(), data, CONFIG)
+
+
+@pytest.mark.parametrize(("model", "words"), [(nn.Linear, "got the class Linear"), (len, "got builtin_function")])
+def test_a_model_must_be_a_module(model, words):
+    with pytest.raises(TypeError, match=f"the model must be an instance of nn.Module, {words}"):
+        dswag.train(model, clients(), CONFIG)
+
+
+FAILING = {
+    "inputs of another size": (network(15), clients(), r"\(the model was given float32 \[20, 1, 4, 4\]\)$"),
+    "inputs of another type": (
+        network(),
+        clients(INPUTS.double()),
+        r"\(the model was given float64 \[20, 1, 4, 4\]\)$",
+    ),
+    "too few outputs": (
+        network(classes=4),
+        clients(),
+        r"IndexError: .*outputs float32 \[20, 4\] and targets int64 \[20\] from 0 to 4\)$",
+    ),
+    "classes from 1 on": (
+        network(),
+        clients(targets=TARGETS + 1),
+        r"\[20, 5\] and targets int64 \[20\] from 1 to 5\)$",
+    ),
+    "classes as floats": (network(), clients(targets=TARGETS.float()), r"\[20, 5\] and targets float32 \[20\]\)$"),
+    "classes in a column": (network(), clients(targets=TARGETS[:, None]), r"targets int64 \[20, 1\] from 0 to 4\)$"),
+    "two outputs": (ReturnsTwo(), clients(), r"TypeError: .* \(the loss was given outputs tuple and targets int64"),
+}
+
+
+@pytest.mark.parametrize(("model", "data", "words"), FAILING.values(), ids=FAILING.keys())
+def test_what_does_not_fit_together_is_described(model, data, words):
+    with pytest.raises(ClientError, match=rf"client 0 failed in round 1: .*{words}"):
+        dswag.train(model, data, CONFIG)
+
+
+def test_a_loss_for_each_example_is_no_mean_loss():
+    with pytest.raises(ClientError, match=r"the loss must be a scalar, the mean over the batch, got shape \[20\]"):
+        dswag.train(network(), clients(), CONFIG, loss=nn.CrossEntropyLoss(reduction="none"))
+
+
+def test_nan_in_data_that_come_one_by_one_is_told_from_a_learning_rate_that_is_too_large():
+    loaders = [DataLoader(TensorDataset(*client), 20) for client in clients(with_nan())]
+    with pytest.raises(
+        ClientError, match="epoch 1: loss is nan before the first step: look for NaN or infinity in the"
+    ):
+        dswag.train(network(), loaders, CONFIG)
+    steep = dswag.Config(clients=3, rounds=1, learning_rate=1e38, batch_size=5)
+    with pytest.raises(ClientError, match=r"\(learning rate 1e\+38\): lower the learning rate, set clip_gradient, or"):
+        dswag.train(network(), clients(), steep)
+
+
+def test_predictions_need_the_posterior_of_the_run_and_inputs_that_fit():
+    model = network()
+    run = dswag.train(model, clients(), CONFIG)
+    with pytest.raises(TypeError, match=r"predictions need a posterior, such as run.posterior, got Run"):
+        dswag.predict(model, run, INPUTS)
+    with pytest.raises(RuntimeError) as caught:
+        dswag.predict(model, run.posterior, INPUTS[:, :, :3])
+    assert caught.value.__notes__ == ["the model was given float32 [60, 1, 3, 4]"]
+    array = dswag.predict(model, run.posterior, np.asarray(INPUTS))
+    assert torch.equal(array, dswag.predict(model, run.posterior, INPUTS))
