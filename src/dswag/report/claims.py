@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dswag.report.reproduced import Result, by_value, case_label, spread
+from dswag.report.reproduced import Result, by_value, partition_label, spread
 
 Results = Mapping[str, Sequence[Result]]
 """The results of each figure, by its name."""
@@ -186,7 +186,7 @@ def _against(baseline: str, score: str) -> Judge:
 
 def _skewed(runs: Sequence[Result], standard: Standard) -> tuple[str, str]:
     """NLL less that of θ_T, over all numbers of workers and lengths of phase 2, for each partition."""
-    labeled = [{**run, "case": {**run["case"], "skew": case_label(run)}} for run in runs]
+    labeled = [{**run, "case": {**run["case"], "skew": partition_label(run)}} for run in runs]
     told, hurt = [], []
     for (skew,), group in by_value(labeled, "skew").items():
         gains = {

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dswag.report.claims import STANDARDS, Results, findings, with_error
-from dswag.report.reproduced import Result, by_value, case_label, methods_of
+from dswag.report.reproduced import Result, by_value, partition_label, methods_of
 
 Score = tuple[str, Callable[[Mapping[str, Any]], float | None]]
 
@@ -87,7 +87,7 @@ def _score_table(keys: Sequence[str], scores: Sequence[Score]) -> Callable[[Sequ
 
     def make(runs: Sequence[Result]) -> str:
         rows = []
-        labeled = [{**run, "case": {**run["case"], "partition": case_label(run)}} for run in runs]
+        labeled = [{**run, "case": {**run["case"], "partition": partition_label(run)}} for run in runs]
         for values, group in by_value(labeled, *keys).items():
             for method in methods_of(group):
                 measured = [run["measured"][method] for run in group if method in run["measured"]]
