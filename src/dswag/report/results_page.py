@@ -50,7 +50,7 @@ def _claims(subject: Subject) -> str:
     if not subject.has_run:
         return f"On {subject.name}, none of the claims has run."
     rows = [
-        [claim.text, claim.place or "–", figure, f"**{judgement.verdict}**", judgement.numbers]
+        [claim.text, claim.place or "–", figure, f"**{judgement.verdict}**", judgement.numbers.replace("; ", ";<br>")]
         for claim, figure, judgement in ((found.claim, found.figure, found.judgement) for found in subject.findings)
     ]
     table = markdown_table(["claim", "in the paper", "here", "verdict", "numbers"], rows)

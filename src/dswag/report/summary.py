@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from dswag.report.claims import OURS, PAPER, Claim, Results, Subject
-from dswag.report.judgement import Judgement, Outcome, listed
-from dswag.report.reproduced import Result, best_first, by_value, spread
+from dswag.report.judgement import STANDARDS, Judgement, Outcome, Standard, certainty, listed
+from dswag.report.over_seeds import direction
+from dswag.report.reproduced import Result, best_first, by_value, methods_of
 from dswag.report.result_tables import markdown_table
 
 _TOLD: Mapping[Outcome, tuple[str, str]] = {
@@ -41,25 +42,33 @@ def _counted(subject: Subject) -> str:
 
 
 def _ranked(results: Mapping[str, Results]) -> list[str]:
-    """Which method has the lowest NLL of each table, and where DSWAG stands in it."""
-    told = []
-    for dataset, of_figure in results.items():
-        for name, runs in of_figure.items():
-            if not name.startswith("table-"):
-                continue
-            for (clients,), group in by_value(runs, "clients").items():
-                order = best_first(group)
-                if "dswag" in order and len(order) > 1:
-                    place = f"`dswag` ({_mean_nll(group, 'dswag')}) in place {order.index('dswag') + 1}"
-                    told.append(
-                        f"**{dataset}, {name}**, W = {clients}: of {len(order)} methods "
-                        f"`{order[0]}` has the lowest NLL ({_mean_nll(group, order[0])}), {place}."
-                    )
-    return told
+    """Which methods of each table are better than DSWAG, and which worse, by NLL."""
+    return [
+        f"**{dataset}, {name}**, W = {clients}: {_against_dswag(group, STANDARDS[dataset])}"
+        for dataset, of_figure in results.items()
+        for name, runs in of_figure.items()
+        if name.startswith("table-")
+        for (clients,), group in by_value(runs, "clients").items()
+        if "dswag" in methods_of(group)
+    ]
 
 
-def _mean_nll(runs: Sequence[Result], method: str) -> str:
-    return f"{float(spread([run['measured'][method]['nll'] for run in runs if method in run['measured']])[0]):.4f}"
+def _against_dswag(runs: Sequence[Result], standard: Standard) -> str:
+    order = best_first(runs)
+    nll = {
+        method: {run["config"]["seed"]: run["measured"][method]["nll"] for run in runs if method in run["measured"]}
+        for method in order
+    }
+    better, worse = [], []
+    for method, values in nll.items():
+        gains = [values[seed] - nll["dswag"][seed] for seed in values if seed in nll["dswag"]]
+        side = direction([0.0], gains, standard.least("NLL")) if gains else 0
+        better += [f"`{method}`"] * (side < 0)
+        worse += [f"`{method}`"] * (side > 0)
+    told = f"better: {listed(better or ['none'])}; worse: {listed(worse or ['none'])}"
+    place = f"`dswag` is in place {order.index('dswag') + 1} of {len(order)} by NLL"
+    seeds = certainty([list(values.values()) for values in nll.values()])
+    return f"{place}. By more than chance{f' ({seeds})' if seeds else ''} {told}."
 
 
 def _matrix(claims: Sequence[Claim], subjects: Sequence[Subject], told: Callable[[Judgement], str]) -> str:

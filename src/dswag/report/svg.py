@@ -30,6 +30,8 @@ def style(content: str) -> Iterator[None]:
                 "svg.hashsalt": hashlib.sha256(content.encode()).hexdigest(),
                 "text.parse_math": False,
                 "figure.constrained_layout.use": True,
+                "figure.constrained_layout.h_pad": 0.08,
+                "figure.constrained_layout.w_pad": 0.08,
                 "figure.facecolor": "none",
                 "axes.facecolor": "none",
                 "axes.spines.top": False,
