@@ -51,7 +51,7 @@ def against_skew(results: Sequence[Result]) -> Figure:
 def compared(results: Sequence[Result]) -> Figure:
     """NLL of every method, a dot a seed, as it is and with a temperature fitted on other examples; a panel a W."""
     names, groups = best_first(results), by_value(results, "clients")
-    figure = Figure(figsize=(3.4 + 3.4 * len(groups), 1.2 + 0.27 * len(names)))
+    figure = Figure(figsize=(2.4 + max(4.4, 2.0 * len(groups)), 1.3 + 0.27 * len(names)))
     panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axes, ((clients,), runs) in zip(panels, groups.items(), strict=True):
         for index, (score, label) in enumerate((("nll", "NLL"), ("calibrated_nll", "NLL, calibrated"))):
