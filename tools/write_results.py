@@ -21,16 +21,17 @@ INTRODUCTION = """# Results
 
 The paper's figures, run again with this library, and tables that it has not. The paper prints no numbers, no learning
 rates and no seeds: what can be compared are trends. `tools/write_results.py` writes this page from the files in
-[results](../results), one for each run, with its settings, versions, machine and duration; no number in it is written
+[results](../results), one for each run, with its settings, versions, machine and duration; no result in it is written
 by hand."""
 
 SETTINGS = """`dswag reproduce all` runs what is missing, `dswag reproduce --list` says how long that takes, and
 `dswag reproduce NAME --quick` does the same on a small data set in a minute. The settings are in
-`src/dswag/experiments/*.toml`; 100 rounds with a stop at 100 % training accuracy and 20 epochs of phase 2 are the
-paper's. With one worker a snapshot is taken after each of the 20 epochs, since a single snapshot has no spread: W = 1
-is SWAG. With more, each worker gives one snapshot, or two where clients differ and in the tables. `mnist5k` is the
-4,000 training and 1,000 test digits inside the package: the same runs there (`--dataset mnist5k`) take a tenth of the
-time.
+`src/dswag/experiments/*.toml`. On MNIST, Figures 4 to 7 have 100 rounds with a stop at 100 % training accuracy and 20
+epochs of phase 2, as in the paper. With one worker a snapshot is taken after each of the 20 epochs, since a single
+snapshot has no spread: W = 1 is SWAG. With more, each worker gives one. Where clients differ, and in the table of all
+methods, phase 1 has 50 rounds without a stop, each worker gives two snapshots and holds a tenth of its examples out.
+`mnist5k` is the 4,000 training and 1,000 test digits inside the package: the same runs there (`--dataset mnist5k`) take
+a tenth of the time.
 
 Methods: `phase-1` is θ_T; `dswag`, `dswag-diagonal` and `dswag-mean` are draws from the posterior, from its diagonal
 and its mean alone; `swag-global` and `swag-local` are the two readings of "SWAG after distributed training", moments of

@@ -1,5 +1,6 @@
 """What is concluded of clients that differ, from results that are made up."""
 
+import pytest
 from report.made_results import run, scores
 
 from dswag.report.judgement import Standard
@@ -30,9 +31,15 @@ def test_harm_is_told_from_the_mildest_skew_on_and_by_how_much():
         "where the NLL is higher than that of phase 1: "
         "W = 10, 20 epochs alone: from Dirichlet 0.1 on, by up to 0.5000 (2 shards)"
     )
-    assert hurts([case(MILD, 0.0), case(SHARDS, -0.1)], STANDARD).verdict == "holds (one seed)"
+    assert hurts([case(MILD, 0.0), case(STRONG, -0.1)], STANDARD).verdict == "holds up to Dirichlet 0.1 (one seed)"
     assert hurts([case(MILD, 0.1), case(SHARDS, 0.1)], STANDARD).verdict == "does not hold everywhere (one seed)"
     assert hurts([case(MILD, 0.1), case(SHARDS, 0.0)], STANDARD).verdict == "does not hold for Dirichlet 1.0 (one seed)"
+
+
+@pytest.mark.parametrize("judge", [hurts, shorter_helps, undone_by("other")])
+def test_clients_that_are_alike_say_nothing_of_those_that_differ(judge):
+    runs = [case(IID, gain, epochs=epochs) for epochs, gain in ((2, 0.0), (20, 0.5))]
+    assert judge(runs, STANDARD).verdict == "has not run where clients differ"
 
 
 def test_each_number_of_workers_and_length_of_phase_2_is_told_apart():

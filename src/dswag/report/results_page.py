@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dswag.report.claims import Results, Subject, model_name, subjects
-from dswag.report.judgement import listed
+from dswag.report.judgement import LEAST, listed
 from dswag.report.notes import note
 from dswag.report.reproduced import Result
 from dswag.report.result_tables import TABLES, Table, markdown_table
@@ -106,9 +106,9 @@ def _progress(runs: Sequence[Result], cases: int) -> str:
 _HOURS = """Hours are of the machines that the runs were on, two cores shared with other work where no GPU is named;
 runs that figures share count in each."""
 
-_HOW_JUDGED = """
+_HOW_JUDGED = f"""
 Numbers are mean ± standard deviation over seeds, without the latter where one seed has run. A trend is that from the
 fewest workers to the most. A difference counts where it is more than two standard errors over seeds, and more than
-about two that 10,000 test examples give: 0.003 of accuracy or NLL, 0.002 of a calibration error. (mnist5k has 1,000 of
-them, and needs differences √10 times as large.)
+about two that 10,000 test examples give: {LEAST["NLL"]} of accuracy or NLL, {LEAST["calibration"]} of a calibration
+error. (mnist5k has 1,000 of them, and needs differences √10 times as large.)
 """

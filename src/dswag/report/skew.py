@@ -12,6 +12,8 @@ Gains = Mapping[tuple[int, int], Mapping[str, Sequence[float]]]
 
 def hurts(runs: Sequence[Result], standard: Standard) -> Judgement:
     """Whether draws of DSWAG are nowhere worse than the model that phase 1 left."""
+    if _all_alike(runs):
+        return _ALIKE
     plain = _gains(runs, "dswag")
     harmed = _harmed(plain, standard)
     told = []
@@ -22,9 +24,9 @@ def hurts(runs: Sequence[Result], standard: Standard) -> Judgement:
         told.append(f"{_named(setting)}: {_where(here, [*partitions])}{most}")
     numbers = f"where the NLL is higher than that of phase 1: {'; '.join(told)}"
     seeds = certainty(values for partitions in plain.values() for values in partitions.values())
-    if not harmed:
-        return Judgement("holds", "", numbers, seeds)
     everywhere = list(by_skew(runs))
+    if not harmed:
+        return Judgement("holds", f" up to {everywhere[-1]}", numbers, seeds)
     somewhere = [partition for partition in everywhere if any(partition == hurt for _, hurt in harmed)]
     return Judgement("does not hold", f" {_where(somewhere, everywhere)}", numbers, seeds)
 
@@ -33,6 +35,8 @@ def undone_by(method: str) -> Judge:
     """Whether another use of the same snapshots does no harm where DSWAG does."""
 
     def judge(runs: Sequence[Result], standard: Standard) -> Judgement:
+        if _all_alike(runs):
+            return _ALIKE
         plain, other = _gains(runs, "dswag"), _gains(runs, method)
         harmed = _harmed(plain, standard)
         if not harmed:
@@ -61,6 +65,8 @@ def shorter_helps(runs: Sequence[Result], standard: Standard) -> Judgement:
     """Whether the harm is less where phase 2 is shorter, with as many workers and the same partition."""
     plain = _gains(runs, "dswag")
     lengths = sorted({epochs for _, epochs in plain})
+    if _all_alike(runs):
+        return _ALIKE
     if len(lengths) < 2:
         return Judgement("has not run", " with several lengths of phase 2")
     pairs = dict.fromkeys((clients, partition) for (clients, _), partition in _harmed(plain, standard))
@@ -87,6 +93,13 @@ def shorter_helps(runs: Sequence[Result], standard: Standard) -> Judgement:
     if better:
         return Judgement("holds in part", f": in {better} of {len(sides)} settings", numbers, seeds)
     return Judgement("does not hold" if -1 in sides else "no difference", "", numbers, seeds)
+
+
+_ALIKE = Judgement("has not run", " where clients differ")
+
+
+def _all_alike(runs: Sequence[Result]) -> bool:
+    return all(run["config"]["partition"] == "iid" for run in runs)
 
 
 def _gains(runs: Sequence[Result], method: str) -> Gains:
