@@ -53,8 +53,8 @@ Methods are in the order of their NLL; those marked * need all examples in one p
 data set, told by the entropy of the predictions; *corrupted* is the mean over noise, blur, rotation and contrast at
 five strengths each. *Seconds* are the least over the seeds, because the machine had other work to do; they and *MB
 sent* count what a method shares with others, phase 1 above all. Differences are to the phase-1 model of the same seed:
-*over seeds* is their mean with a paired t interval, which every method has; *over test examples* is a paired bootstrap,
-which needs the losses of both on every example and so exists for methods that were measured in one run with phase 1.
+*over seeds* is their mean, with a paired t interval where there are several seeds; *over test examples* is a paired
+bootstrap, which needs the losses of both on every example, and so is there for methods measured in one run with phase 1.
 """
 
 _NOTES = {
