@@ -54,7 +54,7 @@ data set, told by the entropy of the predictions; *corrupted* is the mean over n
 five strengths each. *Seconds* are the least over the seeds, because the machine had other work to do; they and *MB
 sent* count what a method shares with others, phase 1 above all. Differences are to the phase-1 model of the same seed:
 *over seeds* is their mean, with a paired t interval where there are several seeds; *over test examples* is a paired
-bootstrap, which needs the losses of both on every example, and so is there for methods measured in one run with phase 1.
+bootstrap, which needs the losses of both on every example: only methods measured in one run with phase 1 have it.
 """
 
 _NOTES = {
