@@ -98,7 +98,10 @@ def test_a_shorter_phase_2_helps_where_it_has_less_of_the_harm():
     assert verdict(0.3, 0.3, 0.3).verdict == "no difference (one seed)"
     assert verdict(0.3, 0.02, 0.0).verdict == "does not hold (one seed)"
     assert verdict(0.0, 0.0, 0.0).verdict == "no difference: there is no harm to lessen"
-    assert shorter_helps([case(SHARDS, 0.1)], STANDARD).verdict == "has not run with several lengths of phase 2"
+    alone = case(SHARDS, 0.1)
+    assert shorter_helps([alone], STANDARD).verdict == "has not run with several lengths of phase 2"
+    elsewhere = shorter_helps([alone, case(MILD, 0.0, epochs=2)], STANDARD)
+    assert elsewhere.verdict == "has not run with several lengths of phase 2 where it hurts"
 
 
 def test_partitions_are_in_the_order_of_their_skew():

@@ -75,8 +75,10 @@ def shorter_helps(runs: Sequence[Result], standard: Standard) -> Judgement:
         found = {n: plain[clients, n][partition] for n in lengths if partition in plain.get((clients, n), {})}
         if len(found) > 1:
             courses[clients, partition] = found
-    if not courses:
+    if not pairs:
         return Judgement("no difference", ": there is no harm to lessen")
+    if not courses:
+        return Judgement("has not run", " with several lengths of phase 2 where it hurts")
     sides = [direction(course[min(course)], course[max(course)], standard.least("NLL")) for course in courses.values()]
     told = []
     for clients in dict.fromkeys(clients for clients, _ in courses):
