@@ -1,68 +1,87 @@
-"""Writes docs/results.md from the files in results/, so that it says what was measured and nothing else.
+"""Writes docs/results.md and draws its pictures from the files in results/, so that both say what was measured.
 
-    python tools/write_results.py [--check]
+    python tools/write_results.py [--check] [--results DIR --page FILE]
 
 With --check nothing is written; the exit code is 1 where the page is not what the files give.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from dswag.experiments.plan import NAMES, load
+from dswag.experiments.plan import NAMES, Plan, load
 from dswag.experiments.reproduction import present
-from dswag.report.results_page import results_page
+from dswag.report.figures import draw
+from dswag.report.results_page import Planned, results_page
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
 
 INTRODUCTION = """# Results
 
-The paper's figures, run again with this library, and tables that it has not. `tools/write_results.py` writes this page
-from the files in [results](../results), one for each run, with its settings, versions, machine and duration; no number
-here is written by hand. `dswag reproduce all` runs what is missing, `dswag reproduce --list` says how long that takes,
-and `dswag reproduce NAME --quick` does the same on a small data set in a minute.
+The paper's figures, run again with this library, and tables that it has not. The paper prints no numbers, no learning
+rates and no seeds: what can be compared are trends. `tools/write_results.py` writes this page from the files in
+[results](../results), one for each run, with its settings, versions, machine and duration; no result in it is written
+by hand."""
 
-The paper prints no numbers, no learning rates and no seeds: what can be compared are trends. The settings are in
-`src/dswag/experiments/*.toml`; 100 rounds with a stop at 100 % training accuracy and 20 epochs of phase 2 are the
-paper's. With one worker a snapshot is taken after each of the 20 epochs, since a single snapshot has no spread: W = 1
-is SWAG. With more, each worker gives one snapshot. `mnist5k` is the 4,000 training and 1,000 test digits inside the
-package: the same runs there (`--dataset mnist5k`) take a tenth of the time, so that there is more than one seed.
+SETTINGS = """`dswag reproduce all` runs what is missing, `dswag reproduce --list` says how long that takes, and
+`dswag reproduce NAME --quick` does the same on a small data set in a minute. The settings are in
+`src/dswag/experiments/*.toml`. On MNIST, Figures 4 to 7 have 100 rounds with a stop at 100 % training accuracy and 20
+epochs of phase 2, as in the paper. With one worker a snapshot is taken after each of the 20 epochs, since a single
+snapshot has no spread: W = 1 is SWAG. With more, each worker gives one. Where clients differ, and in the table of all
+methods, phase 1 has 50 rounds without a stop, each worker gives two snapshots and holds a tenth of its examples out.
+`mnist5k` is the 4,000 training and 1,000 test digits inside the package: the same runs there (`--dataset mnist5k`) take
+a tenth of the time.
 
 Methods: `phase-1` is θ_T; `dswag`, `dswag-diagonal` and `dswag-mean` are draws from the posterior, from its diagonal
 and its mean alone; `swag-global` and `swag-local` are the two readings of "SWAG after distributed training", moments of
 the averaged models of further rounds and of one worker that goes on alone; `ensemble` averages what the workers'
 snapshots predict; `noise-matched` is equal noise on all weights with DSWAG's total variance. `dswag-calibrated` has two
 scales and a temperature fitted where the data are ([heterogeneous.md](heterogeneous.md)). The others are the methods of
-`dswag compare`."""
+`dswag compare` ([baselines.md](baselines.md))."""
+
+DATASETS = ("mnist", "mnist5k", "cifar10")
+"""In the order in which they are shown. Those that are not a figure's own have a folder in results/."""
 
 
-DATASETS = {"mnist": "", "mnist5k": "mnist5k"}
-"""Data sets with their folders in results/."""
+def page(results: Path, *, draw_too: bool) -> str:
+    """What the page should be, with pictures drawn anew if so asked."""
+    planned: dict[str, Planned] = {}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {dataset: {} for dataset in DATASETS}
+    for name in NAMES:
+        plan = load(name)
+        own = plan.cases[0].recipe.dataset
+        cases = {}
+        for dataset, folder, of_dataset in _variants(plan, own, results):
+            runs = present(of_dataset, folder)
+            if runs:
+                found[dataset][name] = runs
+                cases[dataset] = len(of_dataset.cases)
+                if draw_too:
+                    (folder / f"{name}.svg").write_text(draw(name, plan.title, runs), encoding="utf-8")
+        planned[name] = Planned(plan.title, own, cases)
+    return results_page(INTRODUCTION, SETTINGS, planned, found)
 
 
-def page() -> str:
-    """What the page should be."""
-    plans = {name: load(name) for name in NAMES}
-    results = {}
-    for dataset, folder in DATASETS.items():
-        found = {
-            name: present(load(name, dataset=folder or None), ROOT / "results" / folder)
-            for name in NAMES
-            if not (folder and name == "table-cifar10")
-        }
-        results[dataset] = {name: runs for name, runs in found.items() if runs}
-    planned = {name: (plan.title, len(plan.cases)) for name, plan in plans.items()}
-    return results_page(INTRODUCTION, planned, results)
+def _variants(plan: Plan, own: str, results: Path) -> Iterator[tuple[str, Path, Plan]]:
+    """The plan on each data set that it has results of."""
+    yield own, results, plan
+    for dataset in DATASETS:
+        if (results / dataset / plan.name).is_dir():
+            yield dataset, results / dataset, load(plan.name, dataset=dataset)
 
 
 def main() -> int:
     """Writes the page, or compares."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
-    text = page()
-    if parser.parse_args().check:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text)
-    PAGE.write_text(text, encoding="utf-8")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
+    arguments = parser.parse_args()
+    text = page(arguments.results, draw_too=not arguments.check)
+    if arguments.check:
+        return int(not arguments.page.exists() or arguments.page.read_text(encoding="utf-8") != text)
+    arguments.page.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -4,13 +4,15 @@ import html
 import re
 
 import pytest
+from report.made_results import course, run, scores
 
 from dswag.experiments.measurements import MEASURES
 from dswag.experiments.plan import NAMES, load
 from dswag.experiments.recipe import Recipe, build
 from dswag.experiments.trained import train
 from dswag.report.figures import draw
-from dswag.report.reproduced import by_value, case_label, spread
+from dswag.report.reproduced import by_value, partition_label, spread
+from dswag.report.svg import PALETTE
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
@@ -55,6 +57,57 @@ def test_lines_are_named(results):
     assert ">W = 6<" in draw("fig6", "distance", results["distances"])
 
 
+def test_words_are_light_where_the_page_is_dark(results):
+    svg = draw("fig7", "NLL", results["methods"])
+    assert re.search(
+        r"<style>:root\{color:#\w{6}\}@media\(prefers-color-scheme:dark\)\{:root\{color:#\w{6}\}\}</style>", svg
+    )
+    assert "fill: currentColor" in svg
+
+
+def words(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_each_model_has_a_row_of_its_own_and_workers_keep_their_color():
+    runs = [course(w, [0.8, 0.9], model=model) for model in ("mlp", "cnn") for w in (1, 5)]
+    svg = draw("fig5-left", "course", runs)
+    assert {"test accuracy, MLP", "test accuracy, CNN"} <= set(words(svg))
+    assert [word for word in words(svg) if word.startswith("W = ")] == ["W = 1", "W = 5"]
+    lines = re.findall(r'<path[^>]*clip-path[^>]*style="fill: none; stroke: (#\w+)', svg)
+    assert lines.count(PALETTE[0]) == lines.count(PALETTE[1]) == 6  # two rows of three panels
+
+
+def test_skew_has_a_panel_for_each_number_of_workers_and_length_in_the_order_of_skew():
+    runs = [
+        run(w, partition=partition, epochs=epochs, dswag=scores(0.1), far=scores(5.0 if w == 50 else 0.1))
+        for w in (10, 50)
+        for epochs in (2, 20)
+        for partition in (("shards", 2), ("iid", None), ("dirichlet", 0.3))
+    ]
+    svg = draw("fig8", "skew", runs)
+    assert {"2 epochs alone", "20 epochs alone", "test NLL, W = 10", "test NLL, W = 50"} <= set(words(svg))
+    assert [word for word in words(svg) if word in ("IID", "Dirichlet 0.3", "2 shards")][:3] == [
+        "IID",
+        "Dirichlet 0.3",
+        "2 shards",
+    ]
+
+
+def test_a_method_beyond_the_axis_has_an_arrow_at_its_edge():
+    methods = {name: scores(0.1 + 0.01 * i) for i, name in enumerate(("phase-1", "dswag", "ensemble"))}
+    near, far = ([run(10, **methods, other=scores(nll))] for nll in (0.2, 5.0))
+    assert words(draw("fig8", "skew", far)).count("▲") == 1
+    assert "above the axis" in words(draw("fig8", "skew", far))
+    assert "▲" not in draw("fig8", "skew", near)
+
+
+def test_tables_are_drawn_in_the_order_of_their_nll():
+    methods = {name: scores(nll, calibrated_nll=nll) for name, nll in (("b", 0.3), ("c", 0.4), ("a", 0.2))}
+    svg = draw("table-mnist", "methods", [run(10, **methods)])
+    assert [word for word in words(svg) if word in methods] == ["a", "b", "c"]
+
+
 def test_nothing_cannot_be_drawn(results):
     with pytest.raises(ValueError, match="fig7 has no results to draw: run dswag reproduce fig7"):
         draw("fig7", "NLL", [])
@@ -86,4 +139,4 @@ def test_spread_is_the_mean_and_the_standard_deviation_over_seeds():
     ],
 )
 def test_partitions_have_short_names(config, label):
-    assert case_label({"config": config}) == label
+    assert partition_label({"config": config}) == label

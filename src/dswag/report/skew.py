@@ -1,0 +1,148 @@
+"""Judges of clients that differ: from which skew on DSWAG hurts, and what helps."""
+
+from collections.abc import Mapping, Sequence
+
+from dswag.report.judgement import Judge, Judgement, Standard, certainty, listed
+from dswag.report.over_seeds import direction
+from dswag.report.reproduced import Result, by_skew, by_value, spread
+
+Gains = Mapping[tuple[int, int], Mapping[str, Sequence[float]]]
+"""NLL less that of phase 1 of the same run, a value a seed: by workers and epochs alone, then by partition."""
+
+
+def hurts(runs: Sequence[Result], standard: Standard) -> Judgement:
+    """Whether draws of DSWAG are nowhere worse than the model that phase 1 left."""
+    if _all_alike(runs):
+        return _ALIKE
+    plain = _gains(runs, "dswag")
+    harmed = _harmed(plain, standard)
+    told = []
+    for setting, partitions in plain.items():
+        worst = max(partitions, key=lambda partition: _mean(partitions[partition]))
+        here = [partition for cell, partition in harmed if cell == setting]
+        most = f", by up to {_mean(partitions[worst]):.4f} ({worst})" if here else ""
+        told.append(f"{_named(setting)}: {_where(here, [*partitions])}{most}")
+    numbers = f"where the NLL is higher than that of phase 1: {'; '.join(told)}"
+    seeds = certainty(values for partitions in plain.values() for values in partitions.values())
+    everywhere = list(by_skew(runs))
+    if not harmed:
+        return Judgement("holds", f" up to {everywhere[-1]}", numbers, seeds)
+    somewhere = [partition for partition in everywhere if any(partition == hurt for _, hurt in harmed)]
+    return Judgement("does not hold", f" {_where(somewhere, everywhere)}", numbers, seeds)
+
+
+def undone_by(method: str) -> Judge:
+    """Whether another use of the same snapshots does no harm where DSWAG does."""
+
+    def judge(runs: Sequence[Result], standard: Standard) -> Judgement:
+        if _all_alike(runs):
+            return _ALIKE
+        plain, other = _gains(runs, "dswag"), _gains(runs, method)
+        harmed = _harmed(plain, standard)
+        if not harmed:
+            return Judgement("no difference", ": there is no harm to undo")
+        told = []
+        for setting in dict.fromkeys(setting for setting, _ in harmed):
+            worst = max((p for s, p in harmed if s == setting), key=lambda p: _mean(plain[setting][p]))
+            pair = (_mean(gains[setting][worst]) for gains in (plain, other))
+            told.append(f"{_named(setting)}, {worst}: {' and '.join(f'{value:+.4f}' for value in pair)}")
+        numbers = f"NLL less that of phase 1, of dswag and {method}: {'; '.join(told)}"
+        least, seeds = standard.least("NLL"), certainty(plain[s][p] for s, p in harmed)
+        less = sum(direction(plain[s][p], other[s][p], least) < 0 for s, p in harmed)
+        left = sum(direction([0.0], other[s][p], least) > 0 for s, p in harmed)
+        if not left:
+            return Judgement("holds", "", numbers, seeds)
+        if left < len(harmed):
+            detail = f": hurts in {left} of the {len(harmed)} settings in which dswag does"
+        else:
+            detail = f": hurts wherever dswag does{f', but less in {less} of {len(harmed)} settings' if less else ''}"
+        return Judgement("holds in part" if left < len(harmed) or less else "does not hold", detail, numbers, seeds)
+
+    return judge
+
+
+def shorter_helps(runs: Sequence[Result], standard: Standard) -> Judgement:
+    """Whether the harm is less where phase 2 is shorter, with as many workers and the same partition."""
+    plain = _gains(runs, "dswag")
+    lengths = sorted({epochs for _, epochs in plain})
+    if _all_alike(runs):
+        return _ALIKE
+    if len(lengths) < 2:
+        return Judgement("has not run", " with several lengths of phase 2")
+    pairs = dict.fromkeys((clients, partition) for (clients, _), partition in _harmed(plain, standard))
+    courses: dict[tuple[int, str], dict[int, Sequence[float]]] = {}
+    for clients, partition in pairs:
+        found = {n: plain[clients, n][partition] for n in lengths if partition in plain.get((clients, n), {})}
+        if len(found) > 1:
+            courses[clients, partition] = found
+    if not pairs:
+        return Judgement("no difference", ": there is no harm to lessen")
+    if not courses:
+        return Judgement("has not run", " with several lengths of phase 2 where it hurts")
+    sides = [direction(course[min(course)], course[max(course)], standard.least("NLL")) for course in courses.values()]
+    told = []
+    for clients in dict.fromkeys(clients for clients, _ in courses):
+        partition, course = max(
+            ((partition, course) for (w, partition), course in courses.items() if w == clients),
+            key=lambda found: max(map(_mean, found[1].values())),
+        )
+        means = [f"{_mean(gains):+.4f} after {_epochs(number)}" for number, gains in course.items()]
+        told.append(f"W = {clients}, {partition}: {listed(means)}")
+    numbers = f"NLL of dswag less that of phase 1: {'; '.join(told)}"
+    seeds, better = certainty(gains for course in courses.values() for gains in course.values()), sides.count(1)
+    if better == len(sides):
+        return Judgement("holds", "", numbers, seeds)
+    if better:
+        return Judgement("holds in part", f": in {better} of {len(sides)} settings", numbers, seeds)
+    return Judgement("does not hold" if -1 in sides else "no difference", "", numbers, seeds)
+
+
+_ALIKE = Judgement("has not run", " where clients differ")
+
+
+def _all_alike(runs: Sequence[Result]) -> bool:
+    return all(run["config"]["partition"] == "iid" for run in runs)
+
+
+def _gains(runs: Sequence[Result], method: str) -> Gains:
+    """From the fewest workers and epochs to the most, and from the least skew to the most."""
+    found = {}
+    for setting, group in sorted(by_value(runs, "clients", "explore_epochs").items()):
+        found[setting] = {
+            partition: [run["measured"][method]["nll"] - run["measured"]["phase-1"]["nll"] for run in of_partition]
+            for partition, of_partition in by_skew(group).items()
+        }
+    return found
+
+
+def _harmed(gains: Gains, standard: Standard) -> list[tuple[tuple[int, int], str]]:
+    """The settings and partitions whose NLL is higher than that of phase 1 by more than chance."""
+    return [
+        (setting, partition)
+        for setting, partitions in gains.items()
+        for partition, values in partitions.items()
+        if direction([0.0], values, standard.least("NLL")) > 0
+    ]
+
+
+def _where(some: Sequence[str], every: Sequence[str]) -> str:
+    """Which partitions, of those in the order of their skew."""
+    if not some:
+        return "nowhere"
+    if len(some) == len(every):
+        return "everywhere" if len(every) > 1 else f"for {some[0]}"
+    if len(some) > 1 and list(some) == list(every[-len(some) :]):
+        return f"from {some[0]} on"
+    return f"for {listed(some)}"
+
+
+def _named(setting: tuple[int, int]) -> str:
+    return f"W = {setting[0]}, {_epochs(setting[1])} alone"
+
+
+def _epochs(number: int) -> str:
+    return f"{number} epoch{'' if number == 1 else 's'}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(spread(values)[0])
