@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -295,3 +296,22 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         make(seed=2).save(path)
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("between", [0.3, 0.1, 0.03, 3.0])
+def test_a_variance_that_is_all_within_clients_has_nothing_between_them(between):
+    """Such as that of a weight whose input is always 0, which weight decay moves alike in every client."""
+    variance = 1e-6 * torch.rand(10_000, generator=generator_for(2))
+    columns = variance.sqrt() * torch.randn(3, 10_000, generator=generator_for(3))
+    posterior = GaussianPosterior(
+        torch.zeros(10_000),
+        variance,
+        columns,
+        count=3,
+        variance_within=variance.clone(),
+        deviations_within=columns.clone(),
+    )
+    alone = replace(posterior, within_scale=0.0, between_scale=between)
+    assert torch.equal(alone.sample(0, 2), torch.zeros(2, 10_000))
+    both = replace(posterior, within_scale=0.3, between_scale=between)
+    torch.testing.assert_close(both.factors("diagonal")[0], 0.3 * variance)

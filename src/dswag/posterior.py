@@ -236,7 +236,10 @@ class GaussianPosterior:
         whole = whole[..., part]
         if within is None or inner == outer:
             return whole if outer == 1 else outer * whole
-        return (outer * whole).add_(within[..., part], alpha=inner - outer)
+        between = (
+            whole - within[..., part]
+        )  # where that is none of the variance, rounding must not leave less than that
+        return (between.clamp_min_(0) if power == 1 else between).mul_(outer).add_(within[..., part], alpha=inner)
 
     def _weights(self, kind: Kind, scale: float) -> tuple[float, float]:
         """What multiplies diag(variance) and D Dᵀ in the covariance."""
