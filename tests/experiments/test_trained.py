@@ -8,7 +8,7 @@ import torch
 from dswag import local
 from dswag.baselines.method import complete
 from dswag.checkpoint import Checkpoint
-from dswag.experiments.measurements import OWN
+from dswag.experiments.measurements import OWN, surroundings
 from dswag.experiments.recipe import build
 from dswag.experiments.trained import train
 from dswag.folds import Snapshots
@@ -172,3 +172,18 @@ def test_methods_start_from_what_was_trained_at_its_cost(tiny_run):
     assert cost.examples == tiny_run.rounds.cost.examples == 2 * 3600  # two rounds, a tenth held out
     _, cost = complete(OWN["ensemble"], tiny_run.problem)
     assert cost.examples == 4 * 3600
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_everything_is_there_fresh_and_read_again(tiny_recipe, tmp_path):
+    recipe = replace(tiny_recipe, device="cuda", server_optimizer="momentum", server_learning_rate=0.5)
+    fresh, read = (train(build(recipe), tmp_path) for _ in range(2))
+    for trained in (fresh, read):
+        assert trained.theta.is_cuda
+        assert trained.snapshots.is_cuda
+        assert trained.experiment.dataset.train.inputs.is_cuda
+        for name in ("phase-1", "dswag", "dswag-calibrated", "swag-global", "ensemble"):
+            predictor, _ = complete(OWN[name], trained.problem)
+            assert torch.isfinite(predictor(trained.experiment.dataset.test.inputs[:20]).probabilities).all()
+        surroundings(trained, points=3, examples=50, eigenvectors=2)
+    assert torch.equal(fresh.snapshots, read.snapshots)

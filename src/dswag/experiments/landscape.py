@@ -82,6 +82,8 @@ def measured_on(
     Each client gives at most `batch_norm_examples` for that, or as many as the recipe says.
     """
 
+    targets = examples.targets.cpu()
+
     def measured(theta: Float[Tensor, "d"]) -> tuple[float, float]:
         probabilities = ensemble(
             experiment.model,
@@ -90,7 +92,7 @@ def measured_on(
             engine=experiment.engine,
             batch_norm_examples=batch_norm_examples or experiment.recipe.batch_norm_examples,
         ).probabilities.cpu()
-        return metrics.accuracy(probabilities, examples.targets), metrics.nll(probabilities, examples.targets)
+        return metrics.accuracy(probabilities, targets), metrics.nll(probabilities, targets)
 
     return measured
 

@@ -99,7 +99,8 @@ def execute(
     folder.save_history(history, exploration)
     yield exploration
     if recipe.calibrate:
-        posterior = _saved(folder) or calibrate(experiment.engine, posterior, recipe)
+        calibrated = _saved(folder) or calibrate(experiment.engine, posterior, recipe)
+        posterior = calibrated.to(device=posterior.mean.device)
     folder.save_posterior(posterior)
 
     yield Evaluating(len(DEFAULT_KINDS) + 2)

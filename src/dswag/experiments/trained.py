@@ -110,7 +110,7 @@ def synchronized(experiment: Experiment, work: Path, advance: Callable[[str], No
         ClientError, DivergenceError: from the algorithms.
     """
     rounds, theta = _phase_1(experiment, _folder(experiment, work), advance)
-    return Synchronized(experiment, rounds, theta.cpu())
+    return Synchronized(experiment, rounds, theta)
 
 
 def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = lambda _: None) -> Trained:
@@ -123,7 +123,7 @@ def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = l
     folder = _folder(experiment, work)
     rounds, theta = _phase_1(experiment, folder, advance)
     cost, snapshots = _phase_2(experiment, theta, folder / f"phase-2-{_digest(_settings(experiment))}")
-    return Trained(experiment, rounds, theta.cpu(), cost, snapshots.cpu())
+    return Trained(experiment, rounds, theta, cost, snapshots)
 
 
 def _folder(experiment: Experiment, work: Path) -> Path:

@@ -42,9 +42,9 @@ leave, at 10 standard deviations, an accuracy of {left}.
 """
 
 _NOT_RUN = {
-    "table-cifar10": "Has not run: it needs a GPU, and none was at hand. The recipe is ready ([cifar10.md](cifar10.md)):\n"
-    "a round of it, two epochs of phase 2 and all of its methods were tried on the CPU with 256 images, and the tests run\n"
-    "all that it asks for with a small model."
+    "table-cifar10": "Has not run: it needs a GPU, and none was at hand. The recipe is ready\n"
+    "([cifar10.md](cifar10.md)): a round of it, two epochs of phase 2 and all of its methods were tried on the CPU\n"
+    "with 256 images, and the tests run all that it asks for with a small model."
 }
 """What is said of figures without results, where more is to be said than that."""
 
