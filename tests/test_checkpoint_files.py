@@ -273,6 +273,17 @@ def test_a_truncated_safetensors_file_is_named(tmp_path, size):
         moments_from_files(path)
 
 
+def test_an_archive_that_points_outside_itself_is_damaged_and_no_matter_of_the_system(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    content = bytearray(path.read_bytes())
+    where = content.index(b"PK\x06\x06") + 48  # of the archive's directory, in the record at its end
+    content[where : where + 8] = b"8" + 7 * b"\xff"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointFileError, match=r"weights.pt is truncated, damaged or no checkpoint of PyTorch"):
+        read_state_dict(path)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".pth"])
 @pytest.mark.parametrize("allowed_by_the_environment", [False, True])
 def test_a_checkpoint_with_code_is_refused_and_not_executed(tmp_path, suffix, allowed_by_the_environment, monkeypatch):

@@ -48,12 +48,11 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path) -> object:
+    path.open("rb").close()  # what the system has against the file is no damage of it
     try:
         # `weights_only` reads tensors and plain values; given here, no environment variable can switch it off.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
-    except OSError:
-        raise
-    except Exception as error:  # a damaged file can fail anywhere in the reader
+    except Exception as error:  # a damaged file can fail anywhere in the reader, also in a seek to where nothing can be
         code = re.search(r"GLOBAL ([\w.]+\.\w+)", str(error))
         if code or "TorchScript" in str(error):
             raise CheckpointFileError(
