@@ -65,11 +65,7 @@ Event = Starting | RoundRecord | Exploring | ExploreRecord | Evaluating | Scored
 
 
 def execute(
-    experiment: Experiment,
-    folder: RunFolder,
-    *,
-    advance: Callable[[], None] = lambda: None,
-    keep_answers: bool = True,
+    experiment: Experiment, folder: RunFolder, *, advance: Callable[[], None] = lambda: None, keep_answers: bool = True
 ) -> Iterator[Event]:
     """Runs an experiment from where the folder says that it stands, and yields what happened once it is saved there.
 
@@ -99,8 +95,7 @@ def execute(
     folder.save_history(history, exploration)
     yield exploration
     if recipe.calibrate:
-        calibrated = _saved(folder) or calibrate(experiment.engine, posterior, recipe)
-        posterior = calibrated.to(device=posterior.mean.device)
+        posterior = _calibrated(experiment, folder, posterior)
     folder.save_posterior(posterior)
 
     yield Evaluating(len(DEFAULT_KINDS) + 2)
@@ -114,11 +109,7 @@ def execute(
         "phase 2": exploration.seconds,
         "evaluation": perf_counter() - started,
     }
-    if number := points(recipe, posterior):
-        yield Surveying(number)
-        started = perf_counter()
-        folder.save_landscape(survey(experiment, posterior, server.theta, advance))
-        seconds["landscape"] = perf_counter() - started
+    seconds |= yield from _survey(experiment, folder, posterior, server.theta, advance)
     folder.save_metrics(metrics(scored, recipe, seconds))
     folder.remove_answers()
 
@@ -185,6 +176,29 @@ def _explore(
 def _class_counts(experiment: Experiment) -> ClassCounts:
     dataset = experiment.dataset
     return ClassCounts.of(experiment.parts, dataset.train.targets, dataset.class_names)
+
+
+def _survey(
+    experiment: Experiment,
+    folder: RunFolder,
+    posterior: GaussianPosterior,
+    theta: Float[Tensor, "d"],
+    advance: Callable[[], None],
+) -> Generator[Event, None, dict[str, float]]:
+    """The landscape, saved, where the run is to have one; returns the seconds that it took."""
+    number = points(experiment.recipe, posterior)
+    if not number:
+        return {}
+    yield Surveying(number)
+    started = perf_counter()
+    folder.save_landscape(survey(experiment, posterior, theta, advance))
+    return {"landscape": perf_counter() - started}
+
+
+def _calibrated(experiment: Experiment, folder: RunFolder, posterior: GaussianPosterior) -> GaussianPosterior:
+    """The posterior with fitted scales, from the folder where that was done before."""
+    calibrated = _saved(folder) or calibrate(experiment.engine, posterior, experiment.recipe)
+    return calibrated.to(device=posterior.mean.device)
 
 
 def _saved(folder: RunFolder) -> GaussianPosterior | None:

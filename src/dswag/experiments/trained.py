@@ -31,7 +31,7 @@ from dswag.training import evaluate, explore, synchronize
 KeptT = TypeVar("KeptT")
 
 SAVE_EVERY = 20.0
-"""Seconds between checkpoints of phase 1: what is lost at most when training is killed."""
+"""Seconds between checkpoints of phase 1: what is lost at most, beside the round under way, when it is killed."""
 
 
 @dataclass(frozen=True)
