@@ -22,6 +22,14 @@ def one_intra_op_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["pretended", *(["cuda"] if torch.cuda.is_available() else [])])
+def second_device(request, monkeypatch):
+    """A device that is not the CPU: one that shows on any machine what was left behind on the other, and a GPU."""
+    if request.param == "cuda":
+        return torch.device("cuda", 0)
+    return pytest.importorskip("pretended_device", exc_type=ImportError).install(monkeypatch)
+
+
 @pytest.fixture
 def make_clients():
     """Clients with examples of a noisy linear rule over 6 features and 3 classes, each with its own number of them."""

@@ -24,10 +24,14 @@ class Workspace:
 
     Given a layout, θ is those parameters alone, and the rest stays as it is in the model. Every task starts from the
     same state: `load` sets parameters and buffers, whatever the task before did to them.
+
+    Raises:
+        ValueError: the model is on a device that has no float64.
     """
 
     def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
         self.layout = layout or Layout.of(model)
+        _check_device(next(model.parameters()).device)
         self.module = deepcopy(model)
         self.theta, self.gradient = self.layout.bind(self.module)
         self.loss = loss
@@ -83,6 +87,15 @@ class Workspace:
     def place(self, inputs: Any) -> Any:
         """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
         return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+
+
+def _check_device(device: torch.device) -> None:
+    """Raises ValueError for a device, such as mps, that cannot sum in float64."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError) as error:
+        message = f"the model is on {device}, which has no float64, in which sums are taken: use model.to('cpu')"
+        raise ValueError(message) from error
 
 
 def _described(value: Any) -> str:

@@ -43,7 +43,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"device": "tpu"}, "device: must be cpu, cuda, one of several such as cuda:1, or mps, got 'tpu'"),
+        ({"device": "tpu"}, "device: must be cpu, cuda, or one of several such as cuda:1, got 'tpu'"),
         ({"partition": "dirichlet"}, "flags: partition dirichlet needs concentration: set it, such as 0.3"),
         ({"partition": "quantity"}, "flags: partition quantity needs concentration"),
         ({"partition": "shards"}, "flags: partition shards needs shards_per_client: set it, such as 2"),

@@ -20,7 +20,7 @@ def dirichlet_draws(
     """
     alpha = torch.full((len(thetas),), concentration, dtype=torch.float64)
     with DrawFrom(generator_for(seed)):
-        weights = Dirichlet(alpha).sample((n,))
+        weights = Dirichlet(alpha).sample((n,)).to(thetas.device)
     mean = thetas.double().mean(0)
     return (mean + weights @ (thetas.double() - mean)).to(thetas.dtype)
 

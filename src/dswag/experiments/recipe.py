@@ -29,8 +29,8 @@ INDIFFERENT = ("data_dir", "checkpoint_every", "landscape_examples")
 
 
 def _device(name: str) -> str:
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
-        raise ValueError("must be cpu, cuda, one of several such as cuda:1, or mps")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError("must be cpu, cuda, or one of several such as cuda:1")
     return name
 
 
@@ -47,7 +47,7 @@ class Recipe(Config):
     checkpoint_every: Count = 1
     """Checkpoints: rounds of phase 1 from one to the next; those after the last are lost when a run is killed."""
     device: Annotated[str, AfterValidator(_device)] = "cpu"
-    """Data and model: where model and training data are: cpu, cuda, cuda:1 or mps."""
+    """Data and model: where model and training data are: cpu, cuda or cuda:1."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
     """Partition: clients differ in nothing, in shares of each class, in a few classes each, or in size."""
@@ -157,7 +157,7 @@ def build(
 def has_device(name: str) -> bool:
     """Whether this machine has the device."""
     device = torch.device(name)
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}[device.type]
     return (device.index or 0) < there
 
 
