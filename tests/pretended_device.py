@@ -1,8 +1,8 @@
 """A second device where there is none: its tensors lie in main memory, and say that they are elsewhere.
 
 Operations on tensors of both devices fail here as they do on a GPU, and so do random operations with a generator of the
-other device. So a model that is trained on it finds the places where something was left behind, on any machine. Autocast
-changes nothing here.
+other device. So a model that is trained on it finds the places where something was left behind, on any machine.
+Autocast changes nothing here.
 """
 
 from typing import Any

@@ -183,6 +183,18 @@ def test_rank_that_cannot_be_is_refused(rank):
         Moments(rank=rank)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"columns": "principal"}, "columns must be one of last, svd, got 'principal'"),
+        ({"centering": "none"}, "centering must be one of final, running, got 'none'"),
+    ],
+)
+def test_unknown_names_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Moments(**options)
+
+
 def test_one_snapshot_has_no_posterior():
     anchor, thetas = snapshots(1, d=8)
     with pytest.raises(ValueError, match="needs at least 2 snapshots, got 1: use more explorers"):

@@ -246,3 +246,8 @@ def test_a_single_liar_ruins_plain_moments():
     posterior = folded(Moments(torch.zeros(30)), results_of(thetas)).posterior()
     assert posterior.mean.min() > 9e4
     assert posterior.variance.min() > 1e10
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(ValueError, match="estimator must be one of trimmed, median, got 'mode'"):
+        RobustMoments(torch.zeros(3), "mode", byzantine=1)

@@ -214,7 +214,7 @@ def test_posteriors_come_to_the_same(function, second_device):
     assert_same(outcome(second_device), outcome("cpu"), second_device, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", ["last", "principal"])
+@pytest.mark.parametrize("columns", ["last", "svd"])
 def test_moments_there_are_taken_added_up_and_taken_back(columns, second_device):
     def outcome(device):
         layout = Layout(("weight",), ((30,),))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dswag.choices import check_choice
 from dswag.columns import Columns, LastColumns, PrincipalColumns
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
@@ -41,7 +42,8 @@ class Moments:
             does not depend on order and grouping to the last digit of float32, nor on clients that are removed again.
 
     Raises:
-        ValueError: a rank of 1 or below 0, principal columns of rank 0 or on a running mean, or another dtype.
+        ValueError: a rank of 1 or below 0, principal columns of rank 0 or on a running mean, an unknown kind of columns
+            or centering, or another dtype.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Moments:
         layout: Layout | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_choice("columns", columns, ("last", "svd"))
+        check_choice("centering", centering, ("final", "running"))
         if rank < 0 or rank == 1:
             raise ValueError(
                 f"rank must be 0 or at least 2, got {rank}: the covariance divides by the number of columns minus one"

@@ -13,6 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from dswag import density, posterior_file, sampling
+from dswag.choices import check_choice
 from dswag.files import replacing, save_tensors
 from dswag.parameters import Layout, Selection
 from dswag.posterior_file import PosteriorFileError as PosteriorFileError
@@ -243,8 +244,7 @@ class GaussianPosterior:
 
     def _weights(self, kind: Kind, scale: float) -> tuple[float, float]:
         """What multiplies diag(variance) and D Dᵀ in the covariance."""
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+        check_choice("kind", kind, get_args(Kind))
         if not (scale >= 0 and math.isfinite(scale)):
             raise ValueError(f"scale must be at least 0 and finite, got {scale}")
         k = len(self.deviations)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dswag.answers import AllCoordinates, Answers
+from dswag.choices import check_choice
 from dswag.cohorts import malicious_number
 from dswag.columns import LastColumns
 from dswag.parameters import Layout
@@ -50,6 +51,9 @@ class RobustMoments:
         byzantine: how many clients may be malicious (f), a number or a fraction of those that answered.
         rank: K, the most deviation columns kept; 0 for none.
         layout: the parameters behind θ, kept in the posterior.
+
+    Raises:
+        ValueError: an unknown estimator.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class RobustMoments:
         rank: int = 20,
         layout: Layout | None = None,
     ) -> None:
+        check_choice("estimator", estimator, get_args(Estimator))
         self.anchor = anchor
         self.estimator: Estimator = estimator
         self.byzantine = byzantine

@@ -133,3 +133,8 @@ def test_updates_are_clipped_one_by_one_before_the_rule():
     torch.testing.assert_close(fold.result().theta, expected, rtol=2e-6, atol=1e-6)
     assert (updates.norm(dim=1) > 2).any()
     assert (updates.norm(dim=1) < 2).any()
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match=r"aggregation must be one of mean, weighted-mean, median, .*, got 'trimmed'"):
+        aggregator("trimmed", torch.zeros(3))

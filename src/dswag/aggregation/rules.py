@@ -11,6 +11,7 @@ from dswag.aggregation.geometric import geometric_median
 from dswag.aggregation.krum import krum, multi_krum
 from dswag.aggregation.mean import Mean
 from dswag.aggregation.robust import Robust, Rule
+from dswag.choices import check_choice
 
 ROBUST: Mapping[str, Rule] = {
     rule.name: rule
@@ -38,7 +39,11 @@ def aggregator(
         anchor: the θ that the clients start from.
         byzantine: how many clients may be malicious, a number or a fraction; only the robust rules ask.
         clip_update: the largest norm of a client's update; no limit if None.
+
+    Raises:
+        ValueError: an unknown name.
     """
+    check_choice("aggregation", name, RULES)
     rule = (
         Robust(anchor, ROBUST[name], byzantine=byzantine)
         if name in ROBUST

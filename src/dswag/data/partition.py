@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Generator, Tensor
 
+from dswag.choices import check_choice
+
 Partition = Callable[..., list[Tensor]]
 """Maps (targets [n], clients, seed) and settings to `clients` disjoint, non-empty index tensors on the CPU."""
 
@@ -141,8 +143,7 @@ def partition(
     Raises:
         ValueError: a name that is not in `PARTITIONS`, or what the partition refuses.
     """
-    if name not in PARTITIONS:
-        raise ValueError(f"partition must be one of {', '.join(PARTITIONS)}, got {name!r}")
+    check_choice("partition", name, PARTITIONS)
     return PARTITIONS[name](targets, clients, seed, **settings)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
+from dswag.choices import check_choice
 from dswag.randomness import generator_for
 
 STRENGTHS = (1, 2, 3, 4, 5)
@@ -39,8 +40,7 @@ def corrupt(
     Raises:
         ValueError: an unknown corruption or strength, or images of another type or shape.
     """
-    if corruption not in CORRUPTIONS:
-        raise ValueError(f"corruption must be one of {', '.join(CORRUPTIONS)}, got {corruption!r}")
+    check_choice("corruption", corruption, CORRUPTIONS)
     if strength not in STRENGTHS:
         raise ValueError(f"strength must be a whole number from 1 to {len(STRENGTHS)}, got {strength!r}")
     if images.dtype != torch.uint8 or images.dim() != 4:
