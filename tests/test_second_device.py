@@ -192,18 +192,14 @@ def one_rank():
 # ------------------------------------------------------------------------------------------------------ posteriors
 
 OF_A_POSTERIOR = {
-    "draws": lambda p, q: p.sample(3, 5),
     "diagonal draws": lambda p, q: p.sample(3, 5, kind="diagonal"),
     "low-rank draws": lambda p, q: p.sample(3, 5, kind="low_rank"),
-    "log density": lambda p, q: p.log_prob(q.sample(0, 3)),
     "distance": lambda p, q: p.mahalanobis(q.mean),
-    "entropy": lambda p, q: p.entropy(),
-    "divergence": lambda p, q: p.kl(q),
-    "covariance": lambda p, q: p.covariance([0, 7, 33]),
     "subset": lambda p, q: p.subset(["bias"]).sample(1, 2),
     "compressed pool": lambda p, q: pooled([p, q], rank=3).variance,
     "log density of a mixture": lambda p, q: MixturePosterior([p, q]).log_prob(p.mean),
 }
+"""What the tests of posteriors, of densities and of combining do not compute on a second device themselves."""
 
 
 @pytest.mark.parametrize("function", OF_A_POSTERIOR.values(), ids=OF_A_POSTERIOR)
@@ -214,20 +210,13 @@ def test_posteriors_come_to_the_same(function, second_device):
     assert_same(outcome(second_device), outcome("cpu"), second_device, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", ["last", "svd"])
-def test_moments_there_are_taken_added_up_and_taken_back(columns, second_device):
+def test_moments_there_are_added_up_and_carried(second_device):
     def outcome(device):
-        layout = Layout(("weight",), ((30,),))
-        both = []
-        for seed in (0, 1):
-            moments = Moments(layout=layout, rank=4, columns=columns)
-            for number in range(6):
-                moments.add(torch.randn(30, generator=generator_for(seed, number)).to(device), index=6 * seed + number)
-            both.append(moments)
-        both[0].merge(both[1])
-        again = both[0].empty()
-        again.load(both[0].state())
-        return again.posterior()
+        moments = random_moments(device)
+        moments.merge(random_moments(device, seed=1))
+        carried = moments.empty()
+        carried.load(moments.state())
+        return carried.posterior()
 
     assert_same(outcome(second_device).variance, outcome("cpu").variance, second_device)
 
