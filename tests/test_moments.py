@@ -569,6 +569,15 @@ def test_principal_columns_of_many_snapshots_are_their_principal_components():
     assert torch.linalg.matrix_norm(last.T @ last / 3 - covariance, 2) > 0.5  # four snapshots say little of forty
 
 
+@pytest.mark.parametrize("sizes", [(5,), (1, 5), (5, 1), (2, 5, 3)])
+def test_principal_columns_are_carried_with_a_client_of_more_snapshots_than_columns(sizes):
+    moments, there = accumulate(None, of_clients(sizes), columns="svd", rank=2), Moments(columns="svd", rank=2)
+    there.load(moments.state())
+    for either in (moments, there):
+        either.add(torch.zeros(40))
+    assert torch.equal(there.posterior().deviations, moments.posterior().deviations)
+
+
 def test_two_snapshots_have_one_principal_direction():
     thetas = [torch.zeros(5), torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0])]
     posterior = accumulate(torch.zeros(5), thetas, columns="svd").posterior()
