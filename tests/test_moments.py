@@ -60,6 +60,29 @@ def test_double_snapshots_keep_their_digits():
     assert relative_error(posterior.variance, variance) < 1e-10  # of differences whose own rounding is 1e-11 of them
 
 
+@pytest.mark.parametrize("columns", ["last", "svd"])
+@pytest.mark.parametrize("anchor", [None, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", BOUND)
+def test_double_snapshots_are_subtracted_before_they_are_rounded(dtype, anchor, columns):
+    """Weights of 10,000 with a standard deviation of 0.001, the spacing of float32 there."""
+    generator = generator_for(4)
+    center = 1e4 + torch.rand(500, generator=generator).double()
+    thetas = [center + 1e-3 * torch.randn(500, generator=generator).double() for _ in range(20)]
+    like = None if anchor is None else center.to(anchor)
+    whole, *parts = (Moments(like, dtype=dtype, columns=columns) for _ in range(3))
+    for number, theta in enumerate(thetas):
+        whole.add(theta, index=number)
+        parts[number // 7 > 0].add(theta, index=number)
+    parts[0].merge(parts[1])
+    mean, variance = two_pass_moments(thetas)
+    for moments in (whole, parts[0]):
+        posterior = moments.posterior()
+        assert relative_error(posterior.variance, variance) < BOUND[dtype]
+        unbiased = posterior.deviations.double().square().sum(0) / (len(posterior.deviations) - 1)
+        assert relative_error(unbiased, variance * 20 / 19) < 1e-5
+        torch.testing.assert_close(posterior.mean.double(), mean, rtol=1.2e-7, atol=0)
+
+
 def test_variance_survives_where_the_printed_formula_cancels():
     anchor, thetas = snapshots(20, size=1.0, spread=1e-5)
     _, variance = two_pass_moments(thetas)
@@ -557,6 +580,15 @@ def test_principal_columns_of_many_snapshots_are_their_principal_components():
     assert torch.linalg.matrix_norm(d.T @ d / (len(d) - 1) - covariance, 2) < 1e-3
     last = accumulate(torch.zeros(60), list(thetas), rank=4).posterior().deviations.double()
     assert torch.linalg.matrix_norm(last.T @ last / 3 - covariance, 2) > 0.5  # four snapshots say little of forty
+
+
+@pytest.mark.parametrize("sizes", [(5,), (1, 5), (5, 1), (2, 5, 3)])
+def test_principal_columns_are_carried_with_a_client_of_more_snapshots_than_columns(sizes):
+    moments, there = accumulate(None, of_clients(sizes), columns="svd", rank=2), Moments(columns="svd", rank=2)
+    there.load(moments.state())
+    for either in (moments, there):
+        either.add(torch.zeros(40))
+    assert torch.equal(there.posterior().deviations, moments.posterior().deviations)
 
 
 def test_two_snapshots_have_one_principal_direction():

@@ -66,6 +66,21 @@ def test_algorithm_2_agrees_with_the_slow_reference(make_model, kind):
     torch.testing.assert_close(result.variance.double(), each.var(0, correction=0), rtol=1e-3, atol=1e-6)
 
 
+def test_disagreement_of_nearly_equal_draws_keeps_its_digits():
+    """Against float64 throughout: weights that differ by 1e-4 move probabilities less than float32 can tell squared."""
+    model, x = linear(outputs=3), inputs(200)
+    posterior = around(model, spread=1e-4)
+    result = predictive(model, posterior, x, samples=20, batch_size=50)
+    views = [posterior.layout.views(theta.double()) for theta in posterior.sample(0, 20)]
+    each = torch.stack([(x.double() @ view["weight"].T + view["bias"]).softmax(1) for view in views])
+    variance, expected_entropy = each.var(0, correction=0), torch.special.entr(each).sum(2).mean(0)
+    mutual_information = torch.special.entr(each.mean(0)).sum(1) - expected_entropy
+    assert mutual_information.max() < 1e-7
+    # logits of float32 are off by up to 1e-7, draws differ by 1e-4
+    torch.testing.assert_close(result.variance.double(), variance, rtol=0.01, atol=0)
+    torch.testing.assert_close(result.mutual_information.double(), mutual_information, rtol=0.01, atol=0)
+
+
 def test_batch_norm_is_refreshed_for_every_draw_from_all_clients(make_model, make_clients):
     """The layer's statistics are those of its inputs over the union of the clients' data, under that draw's weights."""
     model, clients, x = make_model(batch_norm=True), make_clients(), inputs()

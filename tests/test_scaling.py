@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import nn
 
 from dswag import Config, GaussianPosterior, InProcess, Layout, calibrate, ensemble, predict, predictive, scaling, train
@@ -42,7 +43,7 @@ def slow_search(model, posterior, clients, engine):
         found = [losses(candidate) for candidate in candidates]
         winner = min(range(len(found)), key=lambda i: found[i].mean())
         gain = found[0] - found[winner]
-        significant = gain.mean() > 2 * gain.std(correction=0) / len(gain) ** 0.5
+        significant = gain.mean() > 2 * gain.std() / len(gain) ** 0.5
         return candidates[winner] if significant else candidates[0]
 
     pairs = [(within, between) for within in scaling.SCALES for between in scaling.SCALES]
@@ -90,6 +91,34 @@ def test_drift_between_clients_is_scaled_away(make_model, make_clients):
     inputs, targets = held_out(clients)
     before, after = (F.nll_loss(predict(model, p, inputs).log(), targets).item() for p in (drifted, fitted))
     assert after < before
+
+
+def test_scales_are_those_to_draw_with_at_the_settings_own_scale(make_model, make_clients):
+    """A scale of 0.1 in the settings is a covariance of a tenth."""
+    model, clients = make_model(), make_clients((60, 90, 40))
+    posterior = train(model, clients, CONFIG).posterior
+    tensors, found = posterior.tensors(), []
+    for settings, size in ((1.0, 1000.0), (0.1, 10_000.0), (0.0, 1000.0)):
+        power = {"variance": 1, "variance_within": 1, "deviations": 0.5, "deviations_within": 0.5}
+        large = replace(posterior, **{name: size**exponent * tensors[name] for name, exponent in power.items()})
+        fitted = calibrate(InProcess(model, clients), large, replace(CONFIG, scale=settings))
+        found.append((fitted.within_scale, fitted.between_scale))
+    assert found[0] == found[1] != (1.0, 1.0)
+    assert found[2] == (1.0, 1.0)  # the settings leave no covariance to scale
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 40])
+@pytest.mark.parametrize("shift", [0.99, 1.01])
+def test_a_gain_counts_from_two_standard_errors_of_the_mean_on(n, shift):
+    """With the standard error that SciPy has, from n - 1."""
+    gains = torch.randn(n, generator=generator_for(n)).double()
+    gains += shift * 2 * stats.sem(gains) - gains.mean()
+    sums, squares = (torch.tensor([0.0, float(values.sum()), -1.0]) for values in (gains, gains.square()))
+    assert scaling._best(sums, squares, n) == int(shift > 1)
+
+
+def test_a_single_held_out_example_decides_nothing():
+    assert scaling._best(torch.tensor([0.0, 5.0]), torch.tensor([0.0, 25.0]), 1) == 0
 
 
 class Digits(nn.Sequential):

@@ -163,8 +163,8 @@ class PrincipalColumns:
         self._count = 0
 
     def reserve(self, keys: Sequence[Key]) -> Rows:
-        """A row for every snapshot; those that fill the block join the directions first."""
-        if self._waiting + len(keys) > len(self._block):
+        """A row for every snapshot; those that came before join the directions first where both are more than K."""
+        if self._waiting + len(keys) > self.rank:
             self._join_block()
         if len(keys) > len(self._block):
             self._block = self._block.new_empty(len(keys), self._block.shape[1])
@@ -203,7 +203,8 @@ class PrincipalColumns:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes on the directions of another."""
         self._rows, self._mean, self._count = state["rows"].clone(), state["mean"].clone(), int(state["count"])
-        self._waiting = len(state["block"])
+        self._waiting = 0
+        self.reserve([(0, 0)] * len(state["block"]))
         self._block[: self._waiting] = state["block"]
 
     def _join_block(self) -> None:

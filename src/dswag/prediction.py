@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from dswag import batch_norm
@@ -218,19 +218,20 @@ def _averages(
 ) -> Iterator[tuple[Predictive, list[int]]]:
     """Lines 4 to 6 for a few batches at a time: averages over the members, in their order; and the batches' sizes."""
     for outcomes in outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
-        total = total_entropy = torch.zeros(())
-        squares = torch.zeros((), dtype=torch.float64)
+        total = total_entropy = squares = torch.zeros((), dtype=torch.float64)
         sizes: list[int] = []
         for parts in outcomes:
             sizes = [len(part) for (part,) in parts]
             probabilities = torch.cat([part for (part,) in parts])
             total = total + probabilities  # l. 4
             total_entropy = total_entropy + _entropy(probabilities)
-            squares = squares + probabilities.double().square()
+            squares = squares + probabilities.square()
         mean, expected_entropy = total / members.count, total_entropy / members.count
-        variance = (squares / members.count - mean.double().square()).clamp_min(0).float()
+        # differences of nearly equal numbers where draws agree: float32 would leave none of their digits
+        variance = (squares / members.count - mean.square()).clamp_min(0)
         mutual_information = (_entropy(mean) - expected_entropy).clamp_min(0)
-        yield Predictive(mean, expected_entropy, mutual_information, variance), sizes  # l. 6
+        averages = (mean, expected_entropy, mutual_information, variance)
+        yield Predictive(*(average.float() for average in averages)), sizes  # l. 6
 
 
 def outputs(
@@ -306,11 +307,11 @@ def _groups(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Sequenc
         raise ValueError("there are no inputs to predict")
 
 
-def _probabilities(logits: Any) -> Float[Tensor, "b c"]:
+def _probabilities(logits: Any) -> Float64[Tensor, "b c"]:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must return logits [b, c] to predict classes, got {found}")
-    return logits.float().softmax(1)
+    return logits.double().softmax(1)
 
 
 def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:

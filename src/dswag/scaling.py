@@ -37,7 +37,8 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
     """The posterior with those scales, and then that temperature, that give held-out examples the lowest NLL.
 
     Both come from a grid, and stay at the paper's 1 unless the gain over it is significant, example by example.
-    Without a part within clients there is one scale, that of the whole.
+    Without a part within clients there is one scale, that of the whole. They are those to draw with at the settings'
+    own `scale`.
 
     Raises:
         ValueError: no examples were held out.
@@ -47,7 +48,7 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
         replace(posterior, within_scale=within, between_scale=between, temperature=1.0)
         for within, between in product(inner, SCALES)
     ]
-    draws = tuple(candidate.draws(derive_seed(config.seed, 4), DRAWS) for candidate in candidates)
+    draws = tuple(candidate.draws(derive_seed(config.seed, 4), DRAWS, scale=config.scale) for candidate in candidates)
     gains = held_out_gains(engine, posterior, draws, TEMPERATURES, config)
     group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
     hotter = _best(gains.sums[group], gains.squares[group], gains.num_examples)
@@ -97,10 +98,12 @@ def held_out_gains(
 
 def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_examples: int) -> int:
     """The candidate with the largest mean gain if that is significant, otherwise the first, the paper's."""
+    if num_examples < 2:  # one example's gain has no error that could be known
+        return 0
     best = int(sums.argmax())
     gain = float(sums[best]) / num_examples
-    variance = max(float(squares[best]) / num_examples - gain**2, 0.0)
-    return best if gain > SIGNIFICANCE * math.sqrt(variance / num_examples) else 0
+    error = math.sqrt(max(float(squares[best]) / num_examples - gain**2, 0.0) / (num_examples - 1))
+    return best if gain > SIGNIFICANCE * error else 0
 
 
 @dataclass(frozen=True)

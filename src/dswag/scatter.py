@@ -56,7 +56,7 @@ class Scatter:
     def shift(self, other: Self) -> Float[Tensor, "d"]:
         """How far another's anchor lies from this one's, which goes there first if it may."""
         self._move(other.anchor)
-        return other.anchor.to(self.sum.dtype, copy=True).sub_(self.anchor)
+        return _difference(other.anchor, self.anchor, torch.empty_like(self.sum))
 
     def merge(self, other: Self, shift: Float[Tensor, "d"]) -> None:
         """Takes in another's, whose anchor lies `shift` from this one's."""
@@ -154,7 +154,8 @@ def _own_scatter(thetas: Sequence[Tensor], rows: Sequence[Tensor | None], buffer
 
 
 def _difference(theta: Tensor, origin: Tensor, out: Tensor) -> Tensor:
-    """θ less the origin, computed in the dtype of `out`."""
-    if torch.promote_types(theta.dtype, origin.dtype) == out.dtype:
+    """θ less the origin, in the widest dtype of all three: what is near 0 is rounded after the subtraction alone."""
+    wide = torch.promote_types(theta.dtype, origin.dtype)
+    if torch.promote_types(wide, out.dtype) == wide:
         return torch.sub(theta, origin, out=out)
     return out.copy_(theta).sub_(origin)

@@ -81,3 +81,9 @@ def test_calibrated_nll_scores_each_half_with_the_temperature_of_the_other():
 def test_one_example_cannot_be_halved():
     with pytest.raises(ValueError, match="takes at least 2 examples, got 1"):
         calibrated_nll(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+
+
+@pytest.mark.parametrize(("p", "words"), [(torch.full((2, 3), float("nan")), "free of NaN"), (torch.ones(0, 3), "one")])
+def test_no_temperature_is_fitted_to_what_is_no_prediction(p, words):
+    with pytest.raises(ValueError, match=words):
+        fit_temperature(p, torch.zeros(len(p), dtype=torch.int64))

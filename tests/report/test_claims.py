@@ -89,6 +89,17 @@ def test_a_method_that_is_better_for_some_numbers_of_workers_is_said_to_be_so():
     assert alone[LOCAL_NLL].outcome == "has not run"
 
 
+def test_methods_are_compared_run_by_run():
+    """Seeds differ by more than the methods do, but in each the difference is the same."""
+    runs = [
+        run(5, seed, dswag=scores(nll), **{"swag-global": scores(nll + 0.02), "swag-local": scores(nll)})
+        for seed, nll in enumerate((0.1, 0.5, 0.9))
+    ]
+    found = judged(fig7=runs)
+    assert found[GLOBAL_NLL].verdict == "holds"
+    assert found[LOCAL_NLL].verdict == "no difference"
+
+
 def test_two_workers_are_held_against_one_whatever_more_have_run():
     runs = [run(w, model="vgg16", dswag=scores(nll, ece)) for w, nll, ece in ((1, 0.4, 0.1), (2, 0.3, 0.2), (8, 9, 0))]
     for name in ("fig7", "table_cifar10"):

@@ -85,6 +85,13 @@ def test_another_method_is_judged_where_dswag_hurts_alone():
     assert verdict((0.0, 0.0), (0.0, 0.1), (0.0, 0.1)).verdict == "no difference: there is no harm to undo"
 
 
+def test_another_method_is_compared_run_by_run():
+    """The harm differs between seeds by more than what the other method spares, which is the same in each."""
+    runs = [case(SHARDS, harm, harm - 0.02, seed=seed) for seed, harm in enumerate((0.3, 0.4, 0.5))]
+    found = undone_by("other")(runs, STANDARD)
+    assert found.verdict == "holds in part: hurts wherever dswag does, but less in 1 of 1 settings"
+
+
 def test_a_shorter_phase_2_helps_where_it_has_less_of_the_harm():
     def verdict(*gains):
         runs = [case(SHARDS, gain, epochs=epochs) for epochs, gain in zip((2, 6, 20), gains, strict=True)]

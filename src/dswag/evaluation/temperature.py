@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dswag.evaluation.calibration import check_predictions
 from dswag.evaluation.metrics import nll_of_each
 from dswag.randomness import generator_for
 
@@ -29,7 +30,11 @@ def fit_temperature(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, 
 
     The NLL is convex in 1/T; its derivative there, mean(E[ln p] - ln p_y) with the expectation under the tempered
     probabilities, rises, so bisection finds its root.
+
+    Raises:
+        ValueError: predictions that `check_predictions` refuses.
     """
+    check_predictions(probabilities, targets)
     tiny = torch.finfo(probabilities.dtype).tiny
     logs = probabilities.clamp_min(tiny).log().double()
     right = float(logs.gather(1, targets[:, None]).mean())

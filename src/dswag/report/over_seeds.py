@@ -18,11 +18,17 @@ def with_error(values: Sequence[float], digits: int = 4) -> str:
 def direction(first: Sequence[float], second: Sequence[float], least: float) -> int:
     """1 where the second values are higher, -1 where lower, 0 where they differ by less than chance may do.
 
-    Chance is two standard errors of the difference over seeds, or `least` where that is more or a side has one seed.
+    Chance is half the width of Welch's 95 % t interval for the difference over seeds, or `least` where that is more. A
+    side with one seed is taken as it is: where both have one, `least` decides.
     """
     (mean, deviation), (other, other_deviation) = (tuple(map(float, spread(each))) for each in (first, second))
-    error = math.sqrt(deviation**2 / len(first) + other_deviation**2 / len(second))
-    return 0 if abs(other - mean) <= max(2 * error, least) else int(math.copysign(1, other - mean))
+    variances = [(deviation**2 / len(first), len(first) - 1), (other_deviation**2 / len(second), len(second) - 1)]
+    total = sum(variance for variance, _ in variances)
+    chance = least
+    if total:
+        degrees = total**2 / sum(variance**2 / degrees for variance, degrees in variances if variance)
+        chance = max(_quantile(degrees) * math.sqrt(total), least)
+    return 0 if abs(other - mean) <= chance else int(math.copysign(1, other - mean))
 
 
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> tuple[float, float | None]:
@@ -39,5 +45,14 @@ def paired_difference(values: Mapping[int, float], reference: Mapping[int, float
     mean, deviation = (float(value) for value in spread(differences))
     if len(differences) == 1:
         return mean, None
-    quantile = T_QUANTILES[min(len(differences) - 1, len(T_QUANTILES)) - 1]
-    return mean, quantile * deviation / math.sqrt(len(differences))
+    return mean, _quantile(len(differences) - 1) * deviation / math.sqrt(len(differences))
+
+
+def _quantile(degrees: float) -> float:
+    """Between whole degrees of freedom its logarithm is linear in their inverse, which is up to 3 % too much."""
+    whole = int(degrees)
+    if whole >= len(T_QUANTILES):
+        return T_QUANTILES[-1]
+    above, below = T_QUANTILES[whole - 1 : whole + 1]
+    share = (1 / degrees - 1 / (whole + 1)) * whole * (whole + 1)
+    return below * (above / below) ** share

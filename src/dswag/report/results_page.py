@@ -108,7 +108,8 @@ runs that figures share count in each."""
 
 _HOW_JUDGED = f"""
 Numbers are mean ± standard deviation over seeds, without the latter where one seed has run. A trend is that from the
-fewest workers to the most. A difference counts where it is more than two standard errors over seeds, and more than
-about two that 10,000 test examples give: {LEAST["NLL"]} of accuracy or NLL, {LEAST["calibration"]} of a calibration
-error. (mnist5k has 1,000 of them, and needs differences √10 times as large.)
+fewest workers to the most. A difference counts where its 95 % t interval over seeds leaves out 0, paired where both
+sides are of the same runs, and where it is more than about two standard errors that 10,000 test examples give:
+{LEAST["NLL"]} of accuracy or NLL, {LEAST["calibration"]} of a calibration error. (mnist5k has 1,000 of them, and needs
+differences √10 times as large.)
 """

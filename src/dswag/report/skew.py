@@ -48,7 +48,8 @@ def undone_by(method: str) -> Judge:
             told.append(f"{_named(setting)}, {worst}: {' and '.join(f'{value:+.4f}' for value in pair)}")
         numbers = f"NLL less that of phase 1, of dswag and {method}: {'; '.join(told)}"
         least, seeds = standard.least("NLL"), certainty(plain[s][p] for s, p in harmed)
-        less = sum(direction(plain[s][p], other[s][p], least) < 0 for s, p in harmed)
+        changes = [[b - a for a, b in zip(plain[s][p], other[s][p], strict=True)] for s, p in harmed]  # paired by run
+        less = sum(direction([0.0], change, least) < 0 for change in changes)
         left = sum(direction([0.0], other[s][p], least) > 0 for s, p in harmed)
         if not left:
             return Judgement("holds", "", numbers, seeds)

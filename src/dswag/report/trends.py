@@ -73,7 +73,8 @@ def against(baseline: str, name: str, kind: str, score: str) -> Judge:
         ours, theirs = _by_workers(both, score_of("dswag")), _by_workers(both, score_of(baseline))
         told = "; ".join(f"W = {w}: {with_error(ours[w])} and {with_error(theirs[w])}" for w in ours)
         numbers = f"{name} of dswag and {baseline}: {told}"
-        sides = {w: direction(ours[w], theirs[w], standard.least(kind)) for w in ours if w > 1}
+        gains = _by_workers(both, lambda run: score_of(baseline)(run) - score_of("dswag")(run))  # paired by run
+        sides = {w: direction([0.0], gains[w], standard.least(kind)) for w in gains if w > 1}
         if not sides:
             return Judgement("has not run", " with more than one worker", numbers)
         return replace(_weighed(sides), numbers=numbers, certainty=certainty(ours[w] for w in sides))
