@@ -547,6 +547,16 @@ def test_an_interrupt_reaches_the_server_at_its_next_look_at_the_grid(make_feder
     assert seen == ["saved what there was"]
 
 
+def test_an_interrupt_before_the_simulation_began_ends_it(make_federation, monkeypatch):
+    def run_simulation(server_app, client_app, nodes, backend_config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation, raising=False)
+    monkeypatch.setattr("dswag.engines.flower.simulation.find_spec", lambda name: name)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make_federation()[2].app, 1, lambda grid: None)
+
+
 def test_a_simulation_that_never_began_is_an_error(make_federation, monkeypatch):
     monkeypatch.setattr("flwr.simulation.run_simulation", lambda *arguments, **options: None, raising=False)
     monkeypatch.setattr("dswag.engines.flower.simulation.find_spec", lambda name: name)
