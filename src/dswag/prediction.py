@@ -218,8 +218,8 @@ def _averages(
 ) -> Iterator[tuple[Predictive, list[int]]]:
     """Lines 4 to 6 for a few batches at a time: averages over the members, in their order; and the batches' sizes."""
     for outcomes in outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
-        total = total_entropy = torch.zeros(())
-        squares = torch.zeros((), dtype=torch.float64)
+        total = total_entropy = torch.zeros((), device="cpu")  # which goes with any other, and with no default
+        squares = torch.zeros((), dtype=torch.float64, device="cpu")
         sizes: list[int] = []
         for parts in outcomes:
             sizes = [len(part) for (part,) in parts]
