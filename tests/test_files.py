@@ -1,5 +1,6 @@
 """A file's content is the old or the new, never half of it."""
 
+import errno
 import os
 import signal
 import stat
@@ -10,7 +11,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dswag.files import remove_leftovers, replacing, save_tensors, write_text
+from dswag import files
+from dswag.files import held, remove_leftovers, replacing, save_tensors, write_text
 
 
 class Interrupted(BaseException):
@@ -127,7 +129,35 @@ def test_a_new_file_has_the_permissions_that_open_gives(tmp_path, umask):
     with replacing(replaced) as temporary:
         temporary.write_text("x")
     assert mode(replaced) == mode(opened) == 0o640
-    assert os.umask(umask) == umask  # reading it left it as it was
+
+
+def test_the_umask_of_the_process_is_not_touched(tmp_path, monkeypatch):
+    """Another thread that made a file meanwhile would make it for everybody to write."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("changed for all threads"))
+    write_text(tmp_path / "state", "x")
+
+
+def test_a_link_leads_to_the_file_that_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link", tmp_path / "there" / "state"
+    link.symlink_to(target)
+    for content in ("new", "newer"):
+        write_text(link, content)
+        assert (link.is_symlink(), target.read_text()) == (True, content)
+    (tmp_path / "there" / ".state.x").mkdir()
+    remove_leftovers(link)
+    assert list((tmp_path / "there").iterdir()) == [target]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    """The superuser's `--output /dev/null` must not make it a file."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        with pytest.raises(OSError, match="what is there is no regular file"):
+            write_text(place, "x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 @pytest.mark.parametrize("permissions", [0o600, 0o644, 0o660])
@@ -161,3 +191,47 @@ def test_the_same_tensors_and_metadata_are_the_same_bytes(tmp_path):
     with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
         assert file.metadata() == metadata
         assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+
+
+HOLDING = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_folder_is_held_by_one_process_at_a_time_until_it_ends(tmp_path):
+    pytest.importorskip("fcntl")
+    holding = [sys.executable, "-c", HOLDING, tmp_path]
+    other = subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError), held(tmp_path):
+        pass
+    waited = []
+
+    def waiting():
+        other.kill()
+        other.communicate()
+        waited.append(True)
+
+    with held(tmp_path, waiting=waiting):
+        assert waited == [True]
+        with pytest.raises(BlockingIOError), held(tmp_path):
+            pass
+    with held(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_where_a_file_system_has_no_locks_nothing_is_held(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(handle, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with held(tmp_path), held(tmp_path):
+        pass
+    monkeypatch.setattr(files, "find_spec", lambda name: None)  # as on Windows
+    with held(tmp_path), held(tmp_path):
+        pass

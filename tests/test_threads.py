@@ -104,6 +104,12 @@ def test_a_call_does_not_see_the_caller_s_modes(workers):
 
 
 @each_number
+def test_a_call_does_not_see_the_caller_s_default_device(workers):
+    with torch.device("meta"):
+        assert set(ordered_map(lambda *_: torch.empty(()).device.type, range(workers), range(4))) == {"cpu"}
+
+
+@each_number
 def test_at_most_two_results_a_state_are_ahead_of_the_consumer(workers):
     started, lock = [], threading.Lock()
     taken = 0

@@ -1,6 +1,7 @@
 """Algorithm 1 against the slow reference, and what a run promises."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -13,7 +14,19 @@ from slow_reference import (
 )
 from torch import nn
 
-from dswag import ClientError, Config, InProcess, Layout, Server, collect, evaluate, explore, synchronize, train
+from dswag import (
+    ClientError,
+    Config,
+    InProcess,
+    Layout,
+    Server,
+    collect,
+    evaluate,
+    explore,
+    predict,
+    synchronize,
+    train,
+)
 from dswag.cohorts import sample_clients
 from dswag.divergence import DivergenceError, has_diverged
 from dswag.exchange import Missing
@@ -94,8 +107,9 @@ def test_algorithm_1_agrees_with_the_slow_reference(make_model, make_clients, ag
     model, clients = make_model().double(), make_clients(SIZES, dtype=torch.float64)
     path, snapshots = slow_algorithm_1(model, clients, config)
     run = train(model, clients, config)
+    rounds = synchronize(run.engine, Server(Layout.of(model).flatten(model)), config)
     exact = {"rtol": 1e-11, "atol": 1e-13}  # float64, about a hundred steps of a contracting iteration
-    for round, theta in zip(run.history, path, strict=True):
+    for round, theta in zip(rounds, path, strict=True):
         torch.testing.assert_close(round.theta, theta, **exact)
     mean, variance = two_pass_moments(snapshots)
     columns = {"final": columns_centered_on_final_mean, "running": columns_as_printed}[centering]
@@ -268,10 +282,11 @@ def test_a_loop_that_goes_on_from_any_round_gives_the_same(make_model, make_clie
 
 def test_a_loop_that_had_reached_the_accuracy_does_not_go_on(make_model, make_clients):
     config = Config(clients=3, rounds=200, learning_rate=0.1, stop_accuracy=0.8, batch_size=10)
-    run = train(make_model(), make_clients(), config)
-    assert list(synchronize(run.engine, run.history[-1].server, config)) == []
-    (last,) = synchronize(run.engine, run.history[-2].server, config)
-    assert torch.equal(last.theta, run.theta)
+    model, engine = make_model(), InProcess(make_model(), make_clients())
+    *_, before, reached = synchronize(engine, Server(Layout.of(model).flatten(model)), config)
+    assert list(synchronize(engine, reached.server, config)) == []
+    (last,) = synchronize(engine, before.server, config)
+    assert torch.equal(last.theta, reached.theta)
 
 
 class Failing:
@@ -423,4 +438,35 @@ def test_a_run_is_shown_without_its_weights(make_model, make_clients):
     for shown in (run, run.posterior, run.history[-1]):
         assert "tensor(" not in repr(shown)
     assert "count=3" in repr(run)
-    assert "round=2" in repr(run.history[-1])
+    assert "number=2" in repr(run.history[-1])
+
+
+def test_a_run_keeps_the_weights_of_its_last_round_alone(make_model, make_clients):
+    rounds = []
+
+    class Watching(InProcess):
+        def reduce(self, payload, tasks, fold):
+            rounds.append(weakref.ref(payload["theta"]))
+            return super().reduce(payload, tasks, fold)
+
+    model, config = make_model(), Config(clients=3, rounds=5)
+    run = train(model, (), config, engine=Watching(model, make_clients()))
+    assert [round.number for round in run.history] == [1, 2, 3, 4, 5]
+    assert [theta() is None for theta in rounds] == [True] * 5 + [False]  # phase 2 starts from θ_T
+    assert rounds[-1]() is run.theta
+
+
+@pytest.mark.usefixtures("one_intra_op_thread")
+@pytest.mark.parametrize("aggregation", ["mean", "krum", "multi-krum", "geometric-median"])
+def test_the_caller_s_default_device_does_not_matter(make_model, make_clients, aggregation):
+    """Tensors on the meta device have no values: one that came in between would be an error, or another result."""
+    model, clients = make_model(batch_norm=True), make_clients((20, 33, 11, 26, 30))
+    config = Config(clients=5, rounds=2, aggregation=aggregation, byzantine=1, holdout=0.2, calibrate=True, rank=2)
+
+    def outcome():
+        run = train(model, clients, config)
+        return predict(model, run.posterior, clients[0].inputs, engine=run.engine, samples=3)
+
+    expected = outcome()
+    with torch.device("meta"):
+        assert torch.equal(outcome(), expected)

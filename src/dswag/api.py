@@ -15,7 +15,7 @@ from dswag.posterior import GaussianPosterior
 from dswag.scaling import calibrate
 from dswag.server import Server
 from dswag.tasks import Engine
-from dswag.training import Round, collect, explore, synchronize
+from dswag.training import RoundSummary, collect, explore, synchronize
 from dswag.workspace import Loss
 
 
@@ -27,7 +27,8 @@ class Run:
     theta: Float[Tensor, "d"] = field(repr=False)
     """θ_T, the phase-1 model."""
     posterior: GaussianPosterior
-    history: tuple[Round, ...] = field(repr=False)
+    history: tuple[RoundSummary, ...] = field(repr=False)
+    """Round by round, without their weights: those of many rounds would fill the memory."""
     engine: Engine
     """Where the clients are; a model with BatchNorm layers needs it to predict."""
 
@@ -63,9 +64,11 @@ def train(
         )
     layout = Layout.of(model)
     theta = layout.flatten(model)
-    history = tuple(synchronize(engine, Server(theta), config))
-    theta = history[-1].theta
+    history = []
+    for done in synchronize(engine, Server(theta), config):
+        theta = done.theta
+        history.append(done.summary())
     posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.posterior()
     if config.calibrate:
         posterior = calibrate(engine, posterior, config)
-    return Run(config, theta, posterior, history, engine)
+    return Run(config, theta, posterior, tuple(history), engine)

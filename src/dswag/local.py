@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dswag import batch_norm
 from dswag.data import holdout
-from dswag.data.examples import ClientData
+from dswag.data.examples import Batch, ClientData
 from dswag.descent import Step
 from dswag.divergence import has_diverged
 from dswag.evaluation.temperature import temper
@@ -76,7 +76,7 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     first_loss: float | Tensor = math.nan
     for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
         loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
-        for inputs, targets in data.batches(task.update.batch_size, generator=generator, augment=True):
+        for inputs, targets in _pass(task, data, task.update.batch_size, generator, augment=True):
             workspace.check_time(task, epoch=epoch)
             batch_loss = step(inputs, targets, rate)  # l. 8-9, 20-21
             first_loss = batch_loss if epoch == 1 and not num_seen else first_loss
@@ -114,7 +114,7 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
     def inputs() -> Iterator[Any]:
         num_seen = 0
         generator = torch.Generator().manual_seed(task.seed)
-        for batch, targets in data.batches(task.batch_size, generator=generator):
+        for batch, targets in _pass(task, data, task.batch_size, generator):
             workspace.check_time(task)
             yield workspace.place(batch)
             num_seen += len(targets)
@@ -140,7 +140,7 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
     workspace.module.eval()
     sizes, losses, correct = [], [], []  # on the device until the end, so that it need not be waited for
     with torch.no_grad():
-        for inputs, targets in data.batches(task.batch_size):
+        for inputs, targets in _pass(task, data, task.batch_size):
             workspace.check_time(task)
             targets = targets.to(workspace.device, non_blocking=True)
             outputs = workspace.outputs(inputs)
@@ -169,7 +169,7 @@ def _are_classes(outputs: Any, targets: Tensor) -> bool:
 def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace: Workspace) -> CalibrateResult:
     """What each group of draws, averaged (Algorithm 2, line 4), gains over the first one, and by each temperature."""
     workspace.module.eval()
-    batches = list(data.batches(task.batch_size))
+    batches = list(_pass(task, data, task.batch_size))
     targets = torch.cat([batch_targets for _, batch_targets in batches]).to(workspace.device)
     rows = {name: payload[name] for name in workspace.buffer_names if name in payload}
     nll = torch.empty(len(task.draws), len(task.temperatures), len(targets), dtype=torch.float64)
@@ -209,6 +209,18 @@ def thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
             yield from posterior.sample(
                 draws.seed, min(GROUP, end - first), first=first, kind=draws.kind, scale=draws.scale
             )
+
+
+def _pass(
+    task: Task, data: ClientData, batch_size: int, generator: torch.Generator | None = None, *, augment: bool = False
+) -> Iterator[Batch]:
+    """One pass over the client's examples. Raises ClientError where there are none, which data of a user's can have."""
+    empty = True
+    for batch in data.batches(batch_size, generator=generator, augment=augment):
+        empty = False
+        yield batch
+    if empty:
+        raise ClientError(task, "its data gave no batch: `batches` must start a new pass whenever it is called")
 
 
 def _part(data: ClientData, task: Task) -> ClientData:

@@ -218,7 +218,8 @@ def _averages(
 ) -> Iterator[tuple[Predictive, list[int]]]:
     """Lines 4 to 6 for a few batches at a time: averages over the members, in their order; and the batches' sizes."""
     for outcomes in outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
-        total = total_entropy = squares = torch.zeros((), dtype=torch.float64)
+        # a number on the CPU goes with tensors of any device, whatever the default one is
+        total = total_entropy = squares = torch.zeros((), dtype=torch.float64, device="cpu")
         sizes: list[int] = []
         for parts in outcomes:
             sizes = [len(part) for (part,) in parts]

@@ -69,7 +69,7 @@ def regression(
 def _moments(outcomes: Iterable[list[tuple[Tensor, ...]]]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, noise variance and model variance of some examples, over the draws."""
     count = 0
-    mean = scatter = variance = torch.zeros((), dtype=torch.float64)
+    mean = scatter = variance = torch.zeros((), dtype=torch.float64, device="cpu")
     for parts in outcomes:
         predicted, own_variance = map(torch.cat, zip(*parts, strict=True))
         count += 1

@@ -73,7 +73,7 @@ def gram(rows: Rows, origin: Float[Tensor, "d"]) -> Float64[Tensor, "n n"]:
         steps = part.double().sub_(origin[place].double())
         return (steps @ steps.T).cpu()
 
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device="cpu")
     for products in over_parts(inner, rows):  # always added in the order of the parts
         total += products
     return total

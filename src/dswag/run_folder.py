@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from dswag.checkpoint import Checkpoint, before
 from dswag.config import Config, ConfigError
 from dswag.data.class_counts import ClassCounts
-from dswag.files import remove_leftovers, saving, write_text
+from dswag.files import held, remove_leftovers, saving, write_text
 from dswag.posterior import GaussianPosterior
 from dswag.records import ExploreRecord, Landscape, Metrics, RoundRecord
 
@@ -58,12 +58,13 @@ class RunFolder:
                 raise RunFolderError(
                     f"{path} holds a run already ({', '.join(present)}): choose another folder, or pass --overwrite"
                 )
-            for name in present:
-                (path / name).unlink()
             folder = cls(path)
-            folder.remove_answers()
-            folder.remove_leftovers()
-            config.to_toml(path / CONFIG)
+            with folder.held():
+                for name in present:
+                    (path / name).unlink()
+                folder.remove_answers()
+                folder.remove_leftovers()
+                config.to_toml(path / CONFIG)
         return folder
 
     @classmethod
@@ -93,6 +94,22 @@ class RunFolder:
         if not (path / CONFIG).is_file():
             raise RunFolderError(f"{path} holds no run, for it has no {CONFIG}: name the folder that dswag train wrote")
         return cls(path)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains into the folder meanwhile.
+
+        Raises:
+            RunFolderError: somebody does.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(self.path))
+            except BlockingIOError as error:
+                raise RunFolderError(
+                    f"another process trains into {self.path}: let it come to its end, end it, or choose another folder"
+                ) from error
+            yield
 
     def config(self, kind: type[ConfigT]) -> ConfigT:
         """The settings of the run."""
@@ -258,6 +275,11 @@ class RunFolder:
 
 class Unwritten(RunFolder):
     """The folder of a run that another process writes: nothing is saved, what is there can be read."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The other holds it."""
+        yield
 
     def save_partition(self, counts: ClassCounts) -> None:
         """Leaves it to the other."""

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TypeVar
 
@@ -32,10 +32,11 @@ def ordered_map(
     """Yields `function(state, item)` for each item, in order; each of the states serves one thread at a time.
 
     Results do not depend on the number of states: every call runs with `intra_op_threads` of PyTorch's and without the
-    caller's `no_grad`, inference mode or autocast. At most two results a state are under way or waiting. When the
-    caller stops early, or a call raises, `abort` is set for the calls under way to see, the rest are dropped, and the
-    threads are gone when control returns. A single state serves the caller's own thread: PyTorch's pool of intra-op
-    threads is at its best there, and several times slower in a second thread of a machine without cores to spare.
+    caller's `no_grad`, inference mode, autocast or default device. At most two results a state are under way or
+    waiting. When the caller stops early, or a call raises, `abort` is set for the calls under way to see, the rest are
+    dropped, and the threads are gone when control returns. A single state serves the caller's own thread: PyTorch's
+    pool of intra-op threads is at its best there, and several times slower in a second thread of a machine without
+    cores to spare.
     """
     with computing_with(intra_op_threads):
         if len(states) == 1:
@@ -80,9 +81,10 @@ def _own_modes() -> Iterator[None]:
     """The modes that a new thread starts with.
 
     Weights that an autocast within these has cast would be kept until the outermost ends, here after all steps: so
-    none are kept.
+    none are kept. A mode for the device costs something at every operation: there is one only where it is needed.
     """
     with (
+        nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"),
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False, cache_enabled=False),

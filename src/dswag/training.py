@@ -1,7 +1,7 @@
 """Algorithm 1, Distributed SWAG training; `# l.` names the lines of the paper."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -22,12 +22,12 @@ from dswag.server import Server
 from dswag.tasks import Engine, EvaluateTask, FoldT, TrainTask
 
 
-@dataclass(frozen=True, eq=False)
-class Round:
-    """What stands at the server after a round of phase 1."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RoundSummary:
+    """What a round of phase 1 came to, without the weights."""
 
-    server: Server
-    """From which the next round starts."""
+    number: int
+    """Rounds done, from 1."""
     clients: tuple[int, ...]
     """Those sampled, also where some of them are missing."""
     missing: tuple[Missing, ...]
@@ -39,15 +39,22 @@ class Round:
     bytes_down: int
     bytes_up: int
 
-    @property
-    def number(self) -> int:
-        """Rounds done, from 1."""
-        return self.server.round
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Round(RoundSummary):
+    """What stands at the server after a round of phase 1."""
+
+    server: Server
+    """From which the next round starts."""
 
     @property
     def theta(self) -> Float[Tensor, "d"]:
         """θ_{t+1}."""
         return self.server.theta
+
+    def summary(self) -> RoundSummary:
+        """The same without the weights, for those who keep every round."""
+        return RoundSummary(**{field.name: getattr(self, field.name) for field in fields(RoundSummary)})
 
 
 def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round]:
@@ -79,7 +86,16 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
         state = replace(server.step(state, aggregate.theta, config), first_loss=first_loss)  # l. 12
         _check_divergence(state, aggregate.loss, rates_t[-1], config)
         accuracy = _accuracy(engine, state.theta, config)
-        yield Round(state, clients, done.missing, aggregate.loss, accuracy, done.bytes_down, done.bytes_up)
+        yield Round(
+            number=state.round,
+            clients=clients,
+            missing=done.missing,
+            loss=aggregate.loss,
+            accuracy=accuracy,
+            bytes_down=done.bytes_down,
+            bytes_up=done.bytes_up,
+            server=state,
+        )
         if _reached(config, accuracy):
             return  # Section 6.1
 

@@ -1,6 +1,7 @@
 """`dswag train --engine distributed`: the same run folder, from several processes."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from engines.launch import torchrun
 
-from dswag.cli import main
+from dswag.cli import main, places
 from dswag.experiments.recipe import Recipe
+from dswag.messages import as_bytes, as_text
 from dswag.run_folder import CHECKPOINT, CONFIG, FILES, PARTITION, POSTERIOR, RunFolder
 
 TINY = ["--clients", "5", "--clients-per-round", "3", "--rounds", "3", "--explore-epochs", "2", "--samples", "2"]
@@ -94,5 +96,23 @@ def test_what_cannot_be_is_said_before_any_work(flags, code, words, tmp_path, ca
         monkeypatch.delenv(name, raising=False)
     output = tmp_path / "run"
     assert main(["train", *TINY, "--engine", "distributed", *flags, "--output", str(output)]) == code
+    assert words in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_ranks_that_were_started_with_other_settings_are_told_which(tmp_path, capsys, monkeypatch):
+    class Apart:
+        """Two ranks, the other of which has another learning rate."""
+
+        rank = 0
+
+        def tell(self, tensors):
+            theirs = json.loads(as_text(tensors["settings"])) | {"learning_rate": 0.3}
+            return [tensors, {"settings": as_bytes(json.dumps(theirs))}]
+
+    monkeypatch.setattr(places, "joined", lambda timeout: nullcontext(Apart()))
+    output = tmp_path / "run"
+    assert main(["train", *TINY, "--engine", "distributed", "--output", str(output)]) == 2
+    words = "rank 1 has other settings than rank 0: learning_rate (0.05, not 0.3)"
     assert words in capsys.readouterr().err
     assert not output.exists()

@@ -7,6 +7,7 @@ import torch
 from engines.scenarios import SCENARIOS, clients, network, tasks, text, theta
 from safetensors.torch import save_file
 
+from dswag.aggregation import Mean
 from dswag.engines.distributed import Distributed
 from dswag.engines.ranks import joined
 from dswag.folds import Snapshots
@@ -40,12 +41,16 @@ def main(folder):
         found = {scenario.__name__: scenario(make_engine) for scenario in SCENARIOS}
         engine = make_engine(network(), clients())
 
-        def reduce(payload, fold):
-            return lambda: engine.reduce(payload, tasks([0, 1]), fold)
+        def reduce(payload, fold, **options):
+            return lambda: engine.reduce(payload, tasks([0, 1], **options), fold)
 
         found["spoiled"] = words_of_error(reduce({"theta": theta()}, Spoiled()))
         found["printed"] = words_of_error(reduce({"theta": theta()}, Moments(theta(), centering="running")))
         found["apart"] = words_of_error(reduce({"theta": theta() + ranks.rank}, Snapshots()))
+        rates = (0.1, 0.05 + ranks.rank)
+        found["other_tasks"] = words_of_error(reduce({"theta": theta()}, Snapshots(), learning_rates=rates))
+        fold = Mean(theta()) if ranks.rank else Snapshots()
+        found["other_fold"] = words_of_error(reduce({"theta": theta()}, fold))
         values = torch.arange(5.0)
         found["coordinates"] = {
             "part": ranks.part(values),

@@ -204,12 +204,25 @@ def test_a_node_that_comes_back_with_another_name_takes_part_again(make_federati
     assert torch.equal(engine.reduce({"theta": theta_of(model)}, train_tasks(), Snapshots()).result(), before)
 
 
-def test_of_two_nodes_with_a_client_the_later_one_has_it(make_federation):
+def test_of_two_nodes_with_a_client_the_later_one_has_it_where_the_other_is_dead(make_federation):
     """A node that was started again appears before Flower notices that the other one is dead."""
-    model, _, grid, engine = make_federation(nodes=4)
+    model, _, grid, engine = make_federation(nodes=4, timeout=0)
     dead = min(grid.contexts)
     grid.join(4711, grid.contexts[dead].node_config)
     spoiling(grid, dead, lambda reply: None)
+    answers = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
+    assert not any(isinstance(answer, ClientError) for answer in answers)
+
+
+def test_of_two_nodes_with_a_client_the_earlier_one_keeps_it_while_it_answers(make_federation):
+    """Otherwise a single malicious node could take all clients, whatever rule withstands some of them."""
+    model, _, grid, engine = make_federation(nodes=4)
+    grid.join(4711, {"partition-id": 3, "num-partitions": 4})
+    for _ in range(2):  # not in the next exchange either
+        grid.sent.clear()
+        engine.reduce({"theta": theta_of(model)}, train_tasks(), List())
+        assert 4711 not in {m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"}
+    grid.contexts.pop(min(grid.contexts))  # until it leaves
     answers = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
     assert not any(isinstance(answer, ClientError) for answer in answers)
 
@@ -265,6 +278,8 @@ def test_a_node_whose_draws_are_others_trains_but_does_not_refresh(make_model, m
     assert [isinstance(answer, ClientError) for answer in refreshed] == [False, False, False, True]
     assert "its node has torch 0.1 and dswag" in str(refreshed[3])
     assert "whose draws from a posterior are not those of the server's torch" in str(refreshed[3])
+    refreshed = engine.reduce(posterior_of(model), [statistics_task(c, c) for c in EVERYBODY], List()).answers
+    assert not any(isinstance(answer, ClientError) for answer in refreshed)  # it was asked again: updated, it may draw
 
 
 def test_draws_that_differ_by_rounding_are_the_same(make_model, make_clients):
@@ -411,13 +426,31 @@ def test_a_client_that_fails_does_not_take_its_node_s_others_with_it(make_model,
     assert [isinstance(answer, ClientError) for answer in found] == [False, False, True, False]
 
 
-def test_a_client_that_the_node_lost_is_named(make_federation):
+def test_a_node_that_has_other_clients_by_now_is_asked_again_which(make_federation):
     model, _, grid, engine = make_federation(nodes=2)
-    (node,) = [node for node in grid.contexts if grid.contexts[node].node_config["partition-id"] == 1]
-    grid.contexts[node].node_config["partition-id"] = 3
-    found = engine.reduce({"theta": theta_of(model)}, train_tasks([1, 3]), List()).answers
-    assert str(found[0]) == "client 1 failed in round 3: its node has no client 1, only [3]"
-    assert found[1].client == 3
+    one, other = sorted(grid.contexts)
+    configs = [grid.contexts[node].node_config for node in (one, other)]
+    configs[0]["partition-id"], configs[1]["partition-id"] = configs[1]["partition-id"], configs[0]["partition-id"]
+    found = engine.reduce({"theta": theta_of(model)}, train_tasks([1, 3, 0]), List()).answers
+    words = "client 1 failed in round 3: its node answered with error 2: this node has no clients [1, 3], only [0, 2]"
+    assert str(found[0]) == words
+    found = engine.reduce({"theta": theta_of(model)}, train_tasks([1, 3, 0]), List()).answers
+    assert [answer.client for answer in found] == [1, 3, 0]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"cause": "\x1b[2J" + 10_000 * "ab\n", "epoch": None},
+        {"numbers": {"num_examples": 3, 10_000 * "\x1b": "b", "loss": "c" * 10_000}},
+    ],
+    ids=["as a cause", "in the wrong place"],
+)
+def test_however_much_a_node_says_an_error_repeats_a_line(said):
+    (answer,) = records.read_reply(RecordDict({"reply": ConfigRecord({"answers": [json.dumps(said)]})}), TASKS[:1])
+    assert isinstance(answer, ClientError)
+    assert len(answer.cause) <= 1010
+    assert answer.cause.isprintable()
 
 
 def test_clients_that_did_not_answer_are_asked_once_more(make_federation):
@@ -545,6 +578,16 @@ def test_an_interrupt_reaches_the_server_at_its_next_look_at_the_grid(make_feder
     with pytest.raises(KeyboardInterrupt):
         simulate_on(grid, server, during)
     assert seen == ["saved what there was"]
+
+
+def test_an_interrupt_before_the_simulation_began_ends_it(make_federation, monkeypatch):
+    def run_simulation(server_app, client_app, nodes, backend_config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flwr.simulation.run_simulation", run_simulation, raising=False)
+    monkeypatch.setattr("dswag.engines.flower.simulation.find_spec", lambda name: name)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(make_federation()[2].app, 1, lambda grid: None)
 
 
 def test_a_simulation_that_never_began_is_an_error(make_federation, monkeypatch):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from dswag.run_folder import RunFolder
 pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
+from flower_grid import InProcessGrid  # noqa: E402
 from flower_processes import EXAMPLE, PATIENCE, Federation, environment  # noqa: E402
+from flwr.app import Context, RecordDict  # noqa: E402
 
 
 def in_one_process(recipe, folder):
@@ -26,6 +29,44 @@ def in_one_process(recipe, folder):
 def same(found, expected):
     pairs = (found.posterior().tensors(), expected.posterior().tensors())
     return all(torch.equal(pairs[0][name], tensor) for name, tensor in pairs[1].items())
+
+
+class DyingGrid(InProcessGrid):
+    """A federation whose server dies when it sends a message of training for the `last`-th time."""
+
+    last = None
+
+    def push_messages(self, messages):
+        if messages[0].metadata.message_type == "train" and self.last is not None:
+            self.last -= 1
+            if not self.last:
+                raise KeyboardInterrupt
+        return super().push_messages(messages)
+
+
+def test_the_example_s_server_goes_on_where_it_died(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    from digits import client_app, server_app
+
+    settings = {"clients": 2, "rounds": 2, "explore_epochs": 2, "samples": 2, "seed": 3, "on_failure": "fail"}
+    config = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    config |= {**settings, "output": str(tmp_path / "run")}
+    grid = DyingGrid(client_app.app, 2)
+    for context in grid.contexts.values():
+        context.run_config = config
+
+    def served(**more):
+        given = {"node_config": {}, "state": RecordDict(), "run_config": config | more}
+        server_app.app(grid, Context(run_id=1, node_id=0, **given))
+
+    grid.last = 3  # in the second round
+    with pytest.raises(KeyboardInterrupt):
+        served()
+    assert RunFolder.open(tmp_path / "run").checkpoint().server.round == 1
+    grid.last = None
+    served(resume=True)
+    recipe = Recipe(**{name: value for name, value in config.items() if name not in ("output", "timeout", "resume")})
+    assert same(RunFolder.open(tmp_path / "run"), in_one_process(recipe, tmp_path / "reference"))
 
 
 def test_a_simulated_federation_gives_the_posterior_of_one_process(tmp_path):

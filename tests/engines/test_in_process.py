@@ -14,7 +14,7 @@ from dswag.data.examples import Examples
 from dswag.engines.in_process import InProcess
 from dswag.folds import Snapshots
 from dswag.parameters import Layout
-from dswag.tasks import ClientError, ClientUpdate, TrainTask
+from dswag.tasks import CalibrateTask, ClientError, ClientUpdate, Draws, EvaluateTask, StatisticsTask, TrainTask
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
@@ -187,6 +187,51 @@ def test_when_a_fold_fails_the_workers_stop_before_its_error_is_handled(make_mod
     assert caught.traceback
     assert threading.active_count() == alive
     assert long.seen < most - 1
+
+
+def test_an_engine_that_is_at_work_takes_no_other_tasks(make_model, make_clients):
+    """Two exchanges would have trained in the same copies of the model, and spoiled both."""
+    model = make_model()
+    engine = InProcess(model, make_clients(), workers=2)
+
+    class Asking(Snapshots):
+        def add(self, result):
+            engine.reduce(payload(model), tasks([1]), Snapshots())
+
+    with pytest.raises(RuntimeError, match="this engine is at work already: give each thread that asks clients an eng"):
+        engine.reduce(payload(model), tasks([0]), Asking())
+    assert len(engine.reduce(payload(model), tasks([0]), Snapshots()).result()) == 1  # then it is free again
+
+
+@pytest.mark.parametrize("kind", [TrainTask, StatisticsTask, EvaluateTask, CalibrateTask])
+def test_data_that_can_be_passed_over_only_once_are_named(make_model, make_clients, kind):
+    (examples,) = make_clients((12,))
+
+    class Once:
+        num_examples = len(examples)
+
+        def __init__(self):
+            self.batches_left = examples.batches(4)
+
+        def batches(self, batch_size, *, generator=None, augment=False):
+            return self.batches_left
+
+    model = make_model(batch_norm=True)
+    theta = payload(model)["theta"]
+    draws = Draws(seed=3, first=0, count=1, kind="diagonal", scale=1.0)
+    options = {
+        TrainTask: {"learning_rates": (0.1, 0.1), "snapshots": (2,), "seed": 0, "update": ClientUpdate(batch_size=4)},
+        StatisticsTask: {"batch_size": 4, "max_examples": None, "seed": 0},
+        EvaluateTask: {"batch_size": 4},
+        CalibrateTask: {"batch_size": 4, "draws": (draws,), "temperatures": (1.0,)},
+    }
+    once = Once()
+    if kind is not TrainTask:
+        list(once.batches(4))  # nothing is left; training passes over them itself, in its first epoch
+    task = kind(index=0, client=0, occasion="round 1", **options[kind])
+    given = {"theta": theta, "mean": theta, "variance": theta.square(), "deviations": theta.expand(2, -1)}
+    with pytest.raises(ClientError, match="gave no batch: `batches` must start a new pass whenever it is called"):
+        InProcess(model, [once]).reduce(given, [task], Snapshots())
 
 
 def test_the_cause_of_a_failure_is_kept_for_debuggers(make_model, make_clients):

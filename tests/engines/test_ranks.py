@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from engines.launch import PATIENCE, RANKS, environment, torchrun
 from engines.scenarios import SCENARIOS, words
 from safetensors.torch import load_file
 
 from dswag.engines.in_process import InProcess
+from dswag.engines.ranks import RankError, joined
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
@@ -85,11 +87,31 @@ def test_folds_that_depend_on_order_are_refused_before_the_work(found):
     )
 
 
-def test_ranks_that_work_from_different_weights_are_refused(found):
-    for rank, told in enumerate(failure(found, "apart")):
-        assert told.startswith(
-            f"ValueError: ranks [{1 - rank}] work from another θ than rank {rank}: every rank must be"
-        )
+@pytest.mark.parametrize(
+    ("scenario", "difference"),
+    [
+        ("apart", "work from another θ"),
+        ("other_tasks", "have other tasks"),
+        ("other_fold", "have a fold of another kind"),
+    ],
+)
+def test_ranks_that_do_not_do_the_same_are_refused(found, scenario, difference):
+    for rank, told in enumerate(failure(found, scenario)):
+        assert told.startswith(f"ValueError: ranks [{1 - rank}] {difference} than rank {rank}: every rank must be")
+
+
+def test_processes_that_do_not_find_one_another_are_one_error(monkeypatch):
+    where = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "node0", "MASTER_PORT": "29400"}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+
+    def nobody(*arguments, **options):
+        raise dist.DistStoreError("1/3 clients joined.")
+
+    monkeypatch.setattr(dist, "init_process_group", nobody)
+    words = r"rank 0 did not find all 3 processes of the run at node0:29400 within 7 s \(1/3 clients joined"
+    with pytest.raises(RankError, match=words), joined(timeout=7):
+        pass
 
 
 def test_coordinates_are_cut_put_together_and_summed(found):

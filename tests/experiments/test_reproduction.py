@@ -43,6 +43,13 @@ def test_stopped_in_between_it_goes_on_where_it_was(plan, tmp_path):
     assert len(run(plan, tmp_path)) == 3
 
 
+def test_what_a_process_left_that_was_killed_at_a_result_is_removed(plan, tmp_path):
+    left = tmp_path / "results" / "fig5-left" / ".clients-2_seed-0.json.x"
+    left.mkdir(parents=True)
+    run(plan, tmp_path, only=("clients-2", "seed-0"))
+    assert [path.name for path in left.parent.iterdir()] == ["clients-2_seed-0.json"]
+
+
 def test_only_some_cases_are_done_where_that_is_asked(plan, tmp_path):
     assert run(plan, tmp_path, only=("clients-3", "seed-1")) == ["clients-3_seed-1"]
     assert run(plan, tmp_path, only=("seed-1",)) == ["clients-2_seed-1"]

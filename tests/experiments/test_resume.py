@@ -111,6 +111,20 @@ def test_left_after_any_event(experiment, folder, whole, number):
     ]
 
 
+def test_while_a_run_is_under_way_no_other_trains_into_its_folder(experiment, folder):
+    """Two that differ in their settings would leave the posterior of one with the settings of the other."""
+    first = execute(experiment, folder)
+    next(first)
+    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    with pytest.raises(RunFolderError, match=r"another process trains into .*run: let it come to its end, end it, or"):
+        next(execute(experiment, folder))
+    with pytest.raises(RunFolderError, match="another process trains into"):
+        RunFolder.create(folder.path, replace(RECIPE, seed=5), overwrite=True)
+    assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+    first.close()
+    assert RunFolder.create(folder.path, replace(RECIPE, seed=5), overwrite=True).config(Recipe).seed == 5
+
+
 class Killed(BaseException):
     """Passes through everything."""
 

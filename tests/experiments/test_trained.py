@@ -1,5 +1,6 @@
 """Training that is kept is training that was done, and is done once."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from dswag.checkpoint import Checkpoint
 from dswag.experiments.measurements import OWN, surroundings
 from dswag.experiments.recipe import build
 from dswag.experiments.trained import train
+from dswag.files import held
 from dswag.folds import Snapshots
 from dswag.parameters import Layout
 from dswag.prediction import ensemble
@@ -162,6 +164,41 @@ def test_killed_in_phase_2_it_asks_the_explorers_that_are_left(tiny_recipe, tmp_
     explorers, death = [], None
     assert_same(train(build(recipe, workers=1), tmp_path / "killed"), whole)
     assert len(explorers) == 2
+
+
+@pytest.mark.usefixtures("saved_every_round")
+def test_what_killed_processes_leave_is_removed_and_what_serves_other_figures_stays(tiny_recipe, tmp_path):
+    recipe = replace(tiny_recipe, explore_epochs=1, stop_accuracy=None)
+    with pytest.raises(Killed):
+        train(build(recipe), tmp_path, kill_after(1))
+    (folder,) = tmp_path.iterdir()
+    for name in (".phase-1.json.x", ".phase-1.checkpoint.safetensors.x"):
+        (folder / name).mkdir()
+        (folder / name / "half").write_text("half")
+    train(build(recipe), tmp_path)
+    assert len(list(folder.glob("phase-2-*/0*.safetensors"))) == 4
+    (phase_2,) = folder.glob("phase-2-*")
+    assert {path.name for path in folder.iterdir()} == {
+        "phase-1.json",
+        "phase-1.checkpoint.safetensors",
+        phase_2.name,
+    }
+
+
+def test_two_processes_that_need_one_training_do_it_once(tiny_recipe, tmp_path):
+    recipe = replace(tiny_recipe, rounds=1, explore_epochs=1)
+    train(build(recipe), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    words = []
+    with ExitStack() as other:
+        other.enter_context(held(folder))
+
+        def advance(word):
+            words.append(word)
+            other.close()
+
+        train(build(recipe), tmp_path, advance)
+    assert words == ["another process trains this: waiting for it"]
 
 
 def test_methods_start_from_what_was_trained_at_its_cost(tiny_run):

@@ -4,7 +4,7 @@ from flwr.app import Context
 
 from dswag.experiments.recipe import Recipe
 
-OF_THE_SERVER = ("output", "timeout")
+OF_THE_SERVER = ("output", "timeout", "resume")
 
 
 def recipe_of(context: Context) -> Recipe:

@@ -30,7 +30,7 @@ def geometric_median(rows: Rows, anchor: Float[Tensor, "d"], byzantine: int, tot
     coefficients, _ = median_coefficients(
         squared_distances(inner).sqrt(),
         around,
-        torch.full((len(rows),), 1 / len(rows), dtype=torch.float64),
+        torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device="cpu"),
         smoothing=SMOOTHING,
         tolerance=TOLERANCE,
         max_iterations=100_000,

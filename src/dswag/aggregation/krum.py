@@ -16,7 +16,7 @@ def krum(rows: Rows, anchor: Float[Tensor, "d"], byzantine: int, total: Total) -
 def multi_krum(rows: Rows, anchor: Float[Tensor, "d"], byzantine: int, total: Total) -> Float[Tensor, "d"]:
     """The mean of the n - f rows with the lowest scores (there, Section 5)."""
     chosen = _scores(rows, anchor, byzantine, total).argsort(stable=True)[: len(rows) - byzantine].sort().values
-    equal = torch.full((len(chosen),), 1 / len(chosen), dtype=torch.float64)
+    equal = torch.full((len(chosen),), 1 / len(chosen), dtype=torch.float64, device="cpu")
     return weighted_sum(equal, [rows[number] for number in chosen.tolist()])
 
 

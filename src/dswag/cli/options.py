@@ -218,7 +218,7 @@ class Reproduce:
     ] = None
     """Folder of the results: a JSON file a case, a picture a figure."""
     work: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")
-    """Folder in which trained weights are kept, so that figures share them."""
+    """Folder in which trained weights are kept, so that figures share them; no result needs it once it is written."""
     json: Switch = False
     """Print what is done and left as JSON."""
 

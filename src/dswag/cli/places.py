@@ -1,16 +1,18 @@
 """Where the clients of a training run are: `--engine`."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from dswag.cli.options import Train
-from dswag.config import ConfigError
+from dswag.config import ConfigError, differences
 from dswag.engines.distributed import Distributed
 from dswag.engines.in_process import InProcess
-from dswag.engines.ranks import joined
+from dswag.engines.ranks import Ranks, joined
 from dswag.experiments.recipe import MakeEngine, Recipe
+from dswag.messages import as_bytes, as_text
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ def at_place(options: Train, recipe: Recipe, run: Callable[[Place], None]) -> No
     """Calls `run` where the options want the clients to be; every process of a run over several calls it.
 
     Raises:
-        ConfigError: several processes that would each train alone, into the same folder; or a package that is missing.
+        ConfigError: several processes that would each train alone, into the same folder, or that have other settings;
+            or a package that is missing.
+        RankError: processes that do not find one another.
     """
     processes = int(os.environ.get("WORLD_SIZE") or 1)
     if options.engine != "distributed" and processes > 1:
@@ -40,6 +44,7 @@ def at_place(options: Train, recipe: Recipe, run: Callable[[Place], None]) -> No
             run(Place(InProcess))
         case "distributed":
             with joined(timeout=options.rank_timeout) as ranks:
+                _check_settings(ranks, recipe)
                 make_engine = partial(Distributed, ranks=ranks)
                 run(Place(make_engine, keeps_answers=False, leads=ranks.rank == 0, leader_says=ranks.leader_says))
         case "flower":
@@ -49,3 +54,12 @@ def at_place(options: Train, recipe: Recipe, run: Callable[[Place], None]) -> No
                 simulated(recipe, lambda make_engine: run(Place(make_engine)))
             except ImportError as error:
                 raise ConfigError(str(error)) from error
+
+
+def _check_settings(ranks: Ranks, recipe: Recipe) -> None:
+    """Raises ConfigError, on all ranks alike, where the ranks were started with different settings."""
+    mine = recipe.decisive()
+    for rank, said in enumerate(ranks.tell({"settings": as_bytes(json.dumps(mine))})):
+        differing = differences(mine, json.loads(as_text(said["settings"])))
+        if differing:
+            raise ConfigError(f"rank {rank} has other settings than rank {ranks.rank}: {', '.join(differing)}")

@@ -21,7 +21,7 @@ def split(data: ClientData, fraction: float, seed: int) -> tuple[ClientData, Cli
         raise ValueError(
             f"holding examples out takes at least 2 of them, got {n}: set holdout=0 or leave the client out"
         )
-    order = torch.randperm(n, generator=generator_for(seed))
+    order = torch.randperm(n, generator=generator_for(seed), device="cpu")
     size = min(max(1, round(fraction * n)), n - 1)
     return _select(data, order[size:].sort().values), _select(data, order[:size].sort().values)
 

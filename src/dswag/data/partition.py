@@ -35,7 +35,7 @@ def iid(
         ValueError: fewer than one client, or too few examples for so many.
     """
     _check_numbers(len(targets), clients, min_examples)
-    order = torch.randperm(len(targets), generator=Generator().manual_seed(seed))
+    order = torch.randperm(len(targets), generator=Generator().manual_seed(seed), device="cpu")
     return list(order.tensor_split(clients))
 
 

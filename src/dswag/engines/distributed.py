@@ -1,6 +1,6 @@
 """Clients spread over the processes of one run, on one machine or several, each of which runs the same program."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dswag import failures
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import RankError, Ranks
+from dswag.fingerprints import fingerprint
 from dswag.messages import as_bytes, as_text
 from dswag.parameters import Layout
 from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, check_tasks, spread
@@ -61,7 +62,7 @@ class Distributed:
 
         Raises:
             ValueError: no tasks, a client that does not exist, a fold that cannot be merged, or ranks that work from
-                different θ.
+                different θ, on other tasks or for another fold.
             ClientError: a client failed on whichever rank, and the fold does not tolerate it; the first in task order.
             RankError: another rank is gone, or its fold failed.
         """
@@ -74,16 +75,28 @@ class Distributed:
                 self._local.reduce(payload, tasks[start:end], part)
         except Exception as error:  # the others wait for what became of this rank
             failure = error
-        self._agree(failure, payload, tasks)
+        self._agree(failure, payload, tasks, fold)
         merge_over(self.ranks, part)
         fold.merge(part)
         spread(fold, self.ranks)
         return fold
 
-    def _agree(self, failure: Exception | None, payload: Payload, tasks: Sequence[Task]) -> None:
-        """Raises, on all ranks alike, what went wrong on the first rank where something did."""
+    def _agree(self, failure: Exception | None, payload: Payload, tasks: Sequence[Task], fold: Fold[Any, Any]) -> None:
+        """Raises, on all ranks alike, that they do not do the same, or what went wrong on the first rank of some."""
         start = _fingerprint(payload["theta"] if "theta" in payload else payload["mean"])
-        told = self.ranks.tell({"start": start, **_described(failure)})
+        given = {
+            "work from another θ": start,
+            "have other tasks": _as_fingerprint(tasks),
+            "have a fold of another kind": _as_fingerprint(_kind(fold)),
+        }
+        told = self.ranks.tell({**given, **_described(failure)})
+        for difference, mine in given.items():
+            apart = [rank for rank, said in enumerate(told) if not torch.equal(said[difference], mine)]
+            if apart:
+                raise ValueError(
+                    f"ranks {apart} {difference} than rank {self.ranks.rank}: "
+                    "every rank must be given the same model, settings and seed"
+                ) from failure
         for rank, said in enumerate(told):
             if rank == self.ranks.rank and failure is not None:
                 raise failure
@@ -91,12 +104,6 @@ class Distributed:
                 raise failures.unpacked(said[CLIENT_FAILED], tasks)[0]
             if RANK_FAILED in said:
                 raise RankError(f"rank {rank} failed: {as_text(said[RANK_FAILED])}")
-        apart = [rank for rank, said in enumerate(told) if not torch.equal(said["start"], start)]
-        if apart:
-            raise ValueError(
-                f"ranks {apart} work from another θ than rank {self.ranks.rank}: "
-                "every rank must be given the same model, settings and seed"
-            )
 
 
 def merge_over(ranks: Ranks, fold: Fold[Any, Any]) -> None:
@@ -128,6 +135,16 @@ def _fingerprint(theta: Tensor) -> Tensor:
     """A number that hardly any other θ has."""
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return theta.detach().contiguous().view(integers[theta.element_size()]).sum(dtype=torch.int64).cpu()
+
+
+def _kind(fold: Fold[Any, Any]) -> list[tuple[str, torch.dtype, torch.Size]]:
+    """What the state of an empty fold of this kind looks like."""
+    return [(name, tensor.dtype, tensor.shape) for name, tensor in fold.empty().state().items()]
+
+
+def _as_fingerprint(values: Iterable[object]) -> Tensor:
+    """Of values that say in their representation what they are."""
+    return as_bytes(fingerprint({}, *map(repr, values)))
 
 
 def _described(failure: Exception | None) -> dict[str, Tensor]:

@@ -64,6 +64,7 @@ class InProcess:
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
         self._intra_op_threads = max(1, default_workers() // len(clients))
+        self._at_work = threading.Lock()  # the workspaces serve one exchange at a time
         self._workspaces = [first, *(Workspace(model, loss, layout) for _ in range(number - 1))]
 
     @property
@@ -72,8 +73,22 @@ class InProcess:
         return len(self._clients)
 
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold after every task's client answered and the fold took the answers in, in task order."""
+        """The fold after every task's client answered and the fold took the answers in, in task order.
+
+        Raises:
+            RuntimeError: another thread, or the fold itself, is asking this engine's clients already.
+        """
         check_tasks(tasks, self.num_clients)
+        if not self._at_work.acquire(blocking=False):
+            raise RuntimeError(
+                "this engine is at work already: give each thread that asks clients an engine of its own"
+            )
+        try:
+            return self._reduce(payload, tasks, fold)
+        finally:
+            self._at_work.release()
+
+    def _reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         abort = threading.Event()
 
         def answer(workspace: Workspace, task: Task) -> Result | ClientError:

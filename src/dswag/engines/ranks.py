@@ -33,6 +33,7 @@ def joined(*, timeout: float = TIMEOUT) -> Iterator["Ranks"]:
 
     Raises:
         ValueError: this process was not started by `torchrun`, or one like it.
+        RankError: the processes did not find one another in time.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
@@ -44,7 +45,14 @@ def joined(*, timeout: float = TIMEOUT) -> Iterator["Ranks"]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RankError(
+            f"rank {os.environ['RANK']} did not find all {os.environ['WORLD_SIZE']} processes of the run at {where} "
+            f"within {timeout:g} s ({error}): start as many, with the same address"
+        ) from error
     try:
         yield Ranks()
     finally:

@@ -12,7 +12,7 @@ from dswag.experiments.plan import Case, Plan
 from dswag.experiments.recipe import Recipe, build
 from dswag.experiments.scoring import environment
 from dswag.experiments.trained import synchronized, train
-from dswag.files import prepare_folder, saving, write_text
+from dswag.files import prepare_folder, remove_leftovers, saving, write_text
 
 
 def reproduce(
@@ -58,6 +58,7 @@ def reproduce(
         }
         path = _path(plan, case, results)
         with saving(path, f"make room there, then start again: what was trained is kept in {work}"):
+            remove_leftovers(path)
             write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
         yield case
 

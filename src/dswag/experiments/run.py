@@ -82,8 +82,17 @@ def execute(
     Raises:
         ClientError, TooFewClientsError, DivergenceError: from the algorithms.
         CheckpointError: checkpoints that cannot be read, or are of a run with other settings.
+        RunFolderError: another process trains into the folder.
         SaveError: a file that cannot be written.
     """
+    with folder.held():
+        yield from _execute(experiment, folder, advance, keep_answers)
+
+
+def _execute(
+    experiment: Experiment, folder: RunFolder, advance: Callable[[], None], keep_answers: bool
+) -> Iterator[Event]:
+    """What `execute` does in a folder that it holds."""
     recipe, layout = experiment.recipe, Layout.of(experiment.model)
     folder.remove_leftovers()
     folder.save_partition(_class_counts(experiment))

@@ -1,7 +1,8 @@
 """A run's training, done once and kept: what the paper's figures and tables are measured on."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -17,12 +18,12 @@ from dswag import batch_norm
 from dswag.baselines import phases
 from dswag.baselines.costs import Cost, Ledger, Metered, measured
 from dswag.baselines.method import Done, Problem
-from dswag.checkpoint import Checkpoint, CheckpointError
+from dswag.checkpoint import Checkpoint, CheckpointError, before
 from dswag.config import Config
 from dswag.engines.recorded import Recorded
 from dswag.experiments.recipe import Experiment, Recipe
 from dswag.experiments.run import test_engine
-from dswag.files import write_text
+from dswag.files import held, remove_leftovers, write_text
 from dswag.folds import Snapshots
 from dswag.parameters import Layout
 from dswag.server import Server
@@ -103,13 +104,15 @@ def synchronized(experiment: Experiment, work: Path, advance: Callable[[str], No
 
     Args:
         experiment: what to train.
-        work: a folder for many runs, each in its own folder inside; those that differ in phase 2 share phase 1.
+        work: a folder for many runs, each in its own folder inside; those that differ in phase 2 share phase 1. What is
+            kept there, the explorers' answers too, serves every figure on the same training, until somebody removes it.
         advance: called with words after every round.
 
     Raises:
         ClientError, DivergenceError: from the algorithms.
     """
-    rounds, theta = _phase_1(experiment, _folder(experiment, work), advance)
+    with _held(experiment, work, advance) as folder:
+        rounds, theta = _phase_1(experiment, folder, advance)
     return Synchronized(experiment, rounds, theta)
 
 
@@ -120,17 +123,20 @@ def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = l
         ClientError, DivergenceError: from the algorithms.
         SaveError: an answer that cannot be written.
     """
-    folder = _folder(experiment, work)
-    rounds, theta = _phase_1(experiment, folder, advance)
-    cost, snapshots = _phase_2(experiment, theta, folder / f"phase-2-{_digest(_settings(experiment))}")
+    with _held(experiment, work, advance) as folder:
+        rounds, theta = _phase_1(experiment, folder, advance)
+        cost, snapshots = _phase_2(experiment, theta, folder / f"phase-2-{_digest(_settings(experiment))}")
     return Trained(experiment, rounds, theta, cost, snapshots)
 
 
-def _folder(experiment: Experiment, work: Path) -> Path:
+@contextmanager
+def _held(experiment: Experiment, work: Path, advance: Callable[[str], None]) -> Iterator[Path]:
+    """The run's own folder, once no other process trains into it."""
     recipe = experiment.recipe
     folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(_settings(experiment, but=_PHASE_2))}"
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    with held(folder, waiting=lambda: advance("another process trains this: waiting for it")):
+        yield folder
 
 
 @dataclass
@@ -149,9 +155,12 @@ class _Progress:
 
 
 def _phase_1(experiment: Experiment, folder: Path, advance: Callable[[str], None]) -> tuple[Rounds, Tensor]:
+    """All rounds and θ_T; removes what killed processes left, and in the end what is for one that is killed."""
     recipe, layout = experiment.recipe, Layout.of(experiment.model)
     settings = json.loads(json.dumps(_settings(experiment, but=_PHASE_2)))  # as they are read again
     about, weights = folder / "phase-1.json", folder / "phase-1.checkpoint.safetensors"
+    remove_leftovers(about)
+    remove_leftovers(weights)
     theta = layout.flatten(experiment.model)
     progress, server = _standing(about, weights, settings) or (_Progress(), Server(theta))
     server = server.to(theta.device)
@@ -180,6 +189,7 @@ def _phase_1(experiment: Experiment, folder: Path, advance: Callable[[str], None
             started = perf_counter()
         progress.done = True
         save()
+    before(weights).unlink(missing_ok=True)
     return Rounds(tuple(progress.outcomes), progress.costs[-1]), server.theta
 
 
@@ -201,6 +211,7 @@ def _standing(about: Path, weights: Path, settings: Mapping[str, Any]) -> tuple[
 def _phase_2(experiment: Experiment, theta: Float[Tensor, "d"], folder: Path) -> tuple[Cost, Tensor]:
     """What it cost, of which the seconds are those since training was last killed within it, and all snapshots."""
     ledger, about = Ledger(), folder / "cost.json"
+    remove_leftovers(about)
     with measured(ledger):
         engine = Metered(Recorded(experiment.engine, folder), ledger)
         snapshots = explore(engine, theta, experiment.recipe, Snapshots()).fold.result()

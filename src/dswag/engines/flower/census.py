@@ -61,7 +61,7 @@ def read_answer(node: int, content: RecordDict) -> Resident:
         theirs = records.to_tensors(content.array_records["draws"])["draws"]
         mine = _draws()
         same = theirs.shape == mine.shape and torch.allclose(theirs, mine, rtol=0, atol=_TOLERANCE)
-        stranger = None if same else f"torch {said['torch']} and dswag {said['dswag']}"
+        stranger = None if same else records.words(f"torch {said['torch']} and dswag {said['dswag']}")
     except RecordError:
         raise
     except Exception as error:

@@ -67,12 +67,17 @@ def _handler(make_node: Callable[[Context], Node], kind: type[Task]) -> Callable
 
 
 def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
-    """The answers of the node's clients, several at work at a time as in `InProcess`."""
+    """The answers of the node's clients, several at work at a time as in `InProcess`.
+
+    Raises:
+        ValueError: the server takes this node for one with other clients; an error makes it ask again who has which.
+    """
     payload, tasks = records.read_request(content, kind)
+    others = sorted({task.client for task in tasks} - node.clients.keys())
+    if others:
+        raise ValueError(f"this node has no clients {others}, only {sorted(node.clients)}")
 
     def answer(workspace: Workspace, task: Task) -> Result | ClientError:
-        if task.client not in node.clients:
-            return ClientError(task, f"its node has no client {task.client}, only {sorted(node.clients)}")
         try:
             return local.run(task, payload, client_data(node.clients[task.client]), workspace)
         except ClientError as error:

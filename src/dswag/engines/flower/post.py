@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from dswag.engines.flower.records import words
+
 Fetch = Callable[[], Message | str]
 """Waits for the reply to a message: it, or why there is none."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 1.0
 """Seconds between two looks for a reply, which grow from the first to the second."""
-
-_LONGEST_REASON = 300
 
 
 class Post:
@@ -50,6 +50,6 @@ class Post:
             for reply in self.grid.pull_messages(sent):
                 if not reply.has_error():
                     return reply
-                words = (reply.error.reason or "no reason given").strip().splitlines()[-1]
-                return f"its node answered with error {reply.error.code}: {words[:_LONGEST_REASON]}"
+                last = (reply.error.reason or "no reason given").strip().splitlines()[-1]
+                return f"its node answered with error {reply.error.code}: {words(last)}"
         return f"its node did not answer within {self.timeout:g} s"

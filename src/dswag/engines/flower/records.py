@@ -39,8 +39,21 @@ _BFLOAT16 = ":bfloat16"
 """Ends the name of an array that holds the bits of bfloat16, which NumPy has not."""
 
 
+_LONGEST = 1000
+"""Characters of what a node says that errors, histories and reports repeat."""
+
+
 class RecordError(ValueError):
     """Records that are not what was to come."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(words(text))
+
+
+def words(text: str) -> str:
+    """What a node said in one line, no longer than somebody reads, whose characters do nothing to a terminal."""
+    line = "".join(character if character.isprintable() else " " for character in text[: _LONGEST + 1])
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -121,7 +134,7 @@ def read_reply(content: RecordDict, tasks: Sequence[Task]) -> Iterator[Result | 
 def _read_answer(text: str, arrays: ArrayRecord | None, task: Task) -> Result | ClientError:
     said = _ANSWER.validate_json(text)
     if isinstance(said, _Failure):
-        return ClientError(task, said.cause, epoch=said.epoch)
+        return ClientError(task, words(said.cause), epoch=said.epoch)
     return results.unpack(task, said.numbers, {} if arrays is None else to_tensors(arrays))
 
 

@@ -43,8 +43,9 @@ class Flower:
     trip through Flower takes seconds whatever it carries. Replies are fetched one at a time, in the order of the tasks:
     those that came early wait at Flower's SuperLink, not in this process.
 
-    Which node has which clients is asked of every node that appears. A client whose node left, or has not answered in
-    time, fails by name; where its node comes back, it takes part again.
+    Which node has which clients is asked of every node that appears, and again of one that did not answer. A client
+    whose node left, or has not answered in time, fails by name; where its node comes back, it takes part again. A node
+    that says that it has a client of another's gets it only if the other is asked and does not answer.
 
     Args:
         grid: what Flower hands to a ServerApp.
@@ -87,7 +88,7 @@ class Flower:
             groups[homes.get(task.client), type(task)].append(task)
         arrays, post = records.to_arrays(payload), Post(self._grid, self._timeout)
         answers = {
-            (home, kind): self._answers(group, payload, _ask(post, home, group, arrays))
+            (home, kind): self._answers(home, group, payload, _ask(post, home, group, arrays))
             for (home, kind), group in groups.items()
         }
         for task in tasks:
@@ -95,15 +96,18 @@ class Flower:
         return fold
 
     def _homes(self, post: Post, wanted: set[int]) -> dict[int, census.Resident]:
-        """On which node each client is; of two that have it, the one that appeared last, as the other may be gone."""
+        """On which node each client is; of two that have it, on the one that appeared first, if it answers still."""
         online = set(self._grid.get_node_ids())
         known = {node: resident for node, resident in self._residents.items() if node in online}
-        homes = {client: resident for resident in known.values() for client in resident.clients}
-        if not wanted <= homes.keys():
+        if not wanted <= {client for resident in known.values() for client in resident.clients}:
             self._refusals.clear()  # what had failed may work by now
         found = self._meet(post, sorted(online - known.keys() - self._refusals.keys()))
-        self._residents = {**known, **found}
-        return {**homes, **{client: resident for resident in found.values() for client in resident.clients}}
+        claimed = {client for resident in found.values() for client in resident.clients}
+        contested = [node for node, resident in known.items() if claimed & set(resident.clients)]
+        still = self._meet(post, contested)
+        kept = {node: resident for node, resident in known.items() if node not in contested}
+        self._residents = {**kept, **still, **found}
+        return {client: home for home in reversed(self._residents.values()) for client in home.clients}
 
     def _meet(self, post: Post, nodes: Sequence[int]) -> dict[int, census.Resident]:
         """The nodes that present themselves when asked who they are."""
@@ -141,10 +145,14 @@ class Flower:
                     "start each node with numbers of its own, such as --node-config 'partition-id=3'"
                 )
 
-    def _answers(self, tasks: Sequence[Task], payload: Payload, fetch: Fetch) -> Iterator[Result | ClientError]:
+    def _answers(
+        self, home: census.Resident | None, tasks: Sequence[Task], payload: Payload, fetch: Fetch
+    ) -> Iterator[Result | ClientError]:
         """The answers of one node's clients; its reply is fetched when the first is asked for."""
         reply = fetch()
         if isinstance(reply, str):
+            if home is not None:  # it may be another when it answers again: it has to present itself anew
+                self._residents.pop(home.node, None)
             yield from (ClientError(task, reply) for task in tasks)
             return
         answers = records.read_reply(reply.content, tasks)
@@ -166,7 +174,8 @@ class Flower:
                         name: len(seen.mean) for name, seen in draw.items() if seen.mean.shape == seen.scatter.shape
                     }
                     if sizes != self._layers:
-                        return ClientError(task, f"its BatchNorm layers are {sizes}, the server's are {self._layers}")
+                        theirs = records.words(str(sizes))
+                        return ClientError(task, f"its BatchNorm layers are {theirs}, the server's are {self._layers}")
         return answer
 
 

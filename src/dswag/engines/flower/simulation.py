@@ -41,6 +41,8 @@ def simulate(app: ClientApp, nodes: int, server: Callable[[Grid], OutT]) -> OutT
         run_simulation(server_app, app, nodes, backend_config=BACKEND)
     except KeyboardInterrupt:
         main.interrupted.set()
+        if not main.began.is_set():  # nor will it
+            raise
         main.ended.wait()
     return main.outcome()
 
@@ -51,10 +53,12 @@ class _Main(Generic[OutT]):
     def __init__(self, server: Callable[[Grid], OutT]) -> None:
         self.server = server
         self.interrupted = threading.Event()
+        self.began = threading.Event()
         self.ended = threading.Event()
         self.outcome: Callable[[], OutT] = _never_began
 
     def __call__(self, grid: Grid, _: Context) -> None:
+        self.began.set()
         try:
             result = self.server(_Interruptible(grid, self.interrupted))
             self.outcome = lambda: result
