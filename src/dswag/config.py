@@ -39,7 +39,7 @@ class Config:
     rounds: Count = 20
     """Phase 1: global rounds (T)."""
     clients_per_round: Share = 1.0
-    """Phase 1: share of the clients sampled in each round (S in line 4)."""
+    """Phase 1: share of the clients sampled in each round (S in line 4): 3 are three clients, 0.3 is three in ten."""
     local_epochs: Count = 1
     """Phase 1: epochs on each client in each round (L)."""
     learning_rate: Rate = 0.05
@@ -69,7 +69,7 @@ class Config:
     """Phase 1: ends early once the accuracy on the clients' own data reaches this (Section 6.1)."""
 
     explorers: Share = 1.0
-    """Phase 2: share of the clients that explore (P in line 16)."""
+    """Phase 2: share of the clients that explore (P in line 16): 1 is one client, 1.0 all of them."""
     explore_epochs: Count = 5
     """Phase 2: epochs on each explorer (M)."""
     explore_learning_rate: Rate = 0.01
