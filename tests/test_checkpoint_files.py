@@ -170,6 +170,13 @@ def test_a_layout_takes_what_it_names_and_ignores_the_rest(tmp_path):
     assert_same(moments_from_files(files, layout=layout).posterior(), expected(states))
 
 
+def test_a_prefix_that_is_missing_is_named(tmp_path):
+    path = save({f"module.{name}": tensor for name, tensor in weights(0).items()}, tmp_path / "1.pt")
+    layout = Layout(("bias",), ((2,),))
+    with pytest.raises(CheckpointFileError, match=r"no bias, which the layout has: it has module\.bias, so pass .*'mod"):
+        moments_from_files([path], layout=layout)
+
+
 def test_half_precision_is_taken_in_float32(tmp_path):
     states = [{name: tensor.bfloat16() for name, tensor in weights(number).items()} for number in range(3)]
     files = [save(state, tmp_path / f"{number}.safetensors") for number, state in enumerate(states)]

@@ -99,7 +99,7 @@ def test_the_same_settings_give_the_same_posterior_whatever_the_number_of_worker
 @pytest.mark.parametrize(
     ("toml", "flags", "faults"),
     [
-        ("colour = 1\nrounds = 0\n", [], ["unknown setting colour", "rounds: Input should be greater than or equal"]),
+        ("colour = 1\nrounds = 0\n", [], ["unknown setting colour", "rounds must be at least 1, got 0"]),
         ("rank = 1\n", [], ["rank must be 0 or at least 2, got 1"]),
         ("rounds = \n", [], ["is no TOML file"]),
         ("", ["--rank", "1"], ["and overrides: rank must be 0 or at least 2"]),
@@ -180,7 +180,7 @@ def test_evaluate_takes_other_draws_and_saves_only_if_asked_to(dswag, run, tmp_p
     assert "2 samples with scale 0.5, set after training" in (copy / "report.html").read_text()
     code, _, err = dswag("evaluate", copy, "--samples", 0)
     assert code == 2
-    assert "flags: samples: Input should be greater than or equal to 1, got 0" in err
+    assert "flags: samples must be at least 1, got 0" in err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "of another model"])
@@ -382,7 +382,7 @@ def test_a_run_that_was_killed_while_it_tidied_up_is_tidied_up(dswag, run, tmp_p
         (["--config", "FILE"], r"rounds \(2, not 20\), .*samples \(3, not 30\)"),  # the file is silent on them
         (["--output", "elsewhere"], "goes on in the folder of the run: leave --output and --overwrite out"),
         (["--overwrite"], "leave --output and --overwrite out"),
-        (["--rounds", 0], "flags: rounds: Input should be greater than or equal to 1"),
+        (["--rounds", 0], "flags: rounds must be at least 1"),
     ],
 )
 def test_a_resumed_run_keeps_its_settings(dswag, run, tmp_path, flags, words):

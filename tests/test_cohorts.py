@@ -37,13 +37,13 @@ def test_a_fraction_is_off_by_at_most_half_a_client(fraction, clients):
 
 @pytest.mark.parametrize("share", [0, -1, 11])
 def test_more_clients_than_there_are_is_an_error(share):
-    with pytest.raises(ValueError, match=f"number of clients taking part must be between 1 and 10, got {share}"):
+    with pytest.raises(ValueError, match=f"number of clients must be between 1 and 10, got {share}"):
         cohort_size(share, 10)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, 10.0, math.nan, math.inf])
 def test_a_fraction_outside_0_to_1_is_an_error(share):
-    with pytest.raises(ValueError, match=rf"fraction of clients taking part must be in \(0, 1\], got {share}"):
+    with pytest.raises(ValueError, match=rf"fraction of clients must be in \(0, 1\], got {share}"):
         cohort_size(share, 10)
 
 

@@ -248,6 +248,62 @@ def test_entries_of_a_state_dict_that_are_no_parameters_are_passed_over():
     assert torch.equal(layout.flatten({**module.state_dict(), "more": torch.ones(9)}), layout.flatten(module))
 
 
+WRAPPERS = {
+    "compiled": lambda module: torch.compile(module, backend="eager"),
+    "parallel": nn.DataParallel,
+    "both": lambda module: torch.compile(nn.DataParallel(module), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_model_has_the_layout_and_the_theta_of_the_model_inside(wrap):
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    layout = Layout.of(module)
+    wrapped = wrap(module)
+    assert Layout.of(wrapped) == layout
+    assert torch.equal(layout.flatten(wrapped), layout.flatten(module))
+    layout.write(torch.arange(float(layout.d)), wrapped)
+    assert torch.equal(layout.flatten(module), torch.arange(float(layout.d)))
+
+
+def test_a_module_of_its_own_that_is_called_module_is_no_wrapper():
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(3, 2)
+
+    assert Layout.of(Holder()).names == ("module.weight", "module.bias")
+
+
+def test_a_layer_that_is_not_initialized_yet_is_refused_by_name():
+    module = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2))
+    with pytest.raises(ValueError, match=r"parameter 1\.weight has no shape yet: pass a batch of inputs through"):
+        Layout.of(module)
+    module(torch.ones(1, 3))
+    assert Layout.of(module).d == 14
+
+
+def test_complex_parameters_are_refused_by_name():
+    module = nn.ParameterDict({"spectrum": nn.Parameter(torch.ones(3, dtype=torch.complex64))})
+    with pytest.raises(ValueError, match=r"parameter spectrum is torch\.complex64: θ is of real numbers"):
+        Layout.of(module)
+
+
+def test_a_model_without_values_has_a_layout_but_no_theta():
+    module = nn.Linear(3, 2, device="meta")
+    layout = Layout.of(module)
+    assert layout == Layout.of(nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=r"parameters \['weight', 'bias'\] are on the meta device, without values"):
+        layout.flatten(module)
+
+
+def test_of_many_missing_parameters_the_first_are_named():
+    layout = Layout.of(nn.Sequential(*(nn.Linear(1, 1) for _ in range(9))))
+    named = r"\['0.weight', '0.bias', '1.weight', '1.bias'\] and 14 more"
+    with pytest.raises(ValueError, match=f"parameters {named} are missing: expected {named}, got \\['weight'\\]$"):
+        layout.flatten({"weight": torch.ones(1, 1)})
+
+
 def test_a_missing_parameter_is_named():
     layout = Layout.of(nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"parameters \['bias'\] are missing: expected \['weight', 'bias'\]"):

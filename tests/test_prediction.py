@@ -10,7 +10,18 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dswag import GaussianPosterior, InProcess, Layout, ensemble, predict, predictive, predictive_stream, regression
+from dswag import (
+    Config,
+    GaussianPosterior,
+    InProcess,
+    Layout,
+    ensemble,
+    predict,
+    predictive,
+    predictive_stream,
+    regression,
+    train,
+)
 from dswag.prediction import AHEAD
 from dswag.randomness import DrawFrom, generator_for
 
@@ -261,6 +272,36 @@ def test_an_array_of_inputs_is_read_as_a_tensor(make_model):
     assert torch.equal(of_array, predict(model, around(model), x, samples=2))
 
 
+def test_a_data_set_is_cut_into_batches_without_the_global_generator(make_model):
+    model, x = make_model(), inputs()
+    before = torch.get_rng_state()
+    for dataset in (TensorDataset(x), TensorDataset(x, torch.zeros(len(x)))):
+        of_dataset = predict(model, around(model), dataset, samples=2, batch_size=5)
+        torch.testing.assert_close(of_dataset, predict(model, around(model), x, samples=2, batch_size=5))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("given", [{"inputs": inputs()}, "images.npy"])
+def test_what_is_no_batches_is_refused_before_the_model_sees_it(make_model, given):
+    with pytest.raises(TypeError, match=rf"inputs must be a tensor, .* got {type(given).__name__}: put what is one"):
+        predict(make_model(), around(make_model()), given)
+
+
+def test_a_batch_may_be_whatever_the_model_takes():
+    class OfDictionary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linear(outputs=2)
+
+        def forward(self, batch):
+            return self.linear(batch["left"] + batch["right"])
+
+    model, x = OfDictionary(), inputs()
+    expected = predict(model.linear, around(model.linear), 2 * x, samples=2)
+    posterior = replace(around(model.linear), layout=Layout.of(model))
+    torch.testing.assert_close(predict(model, posterior, [{"left": x, "right": x}], samples=2), expected)
+
+
 def test_a_stream_of_predictions_goes_on_for_ever(make_model):
     model, x = make_model(), inputs(4)
     stream = predictive_stream(model, around(model), cycle([x]), samples=2)
@@ -298,6 +339,21 @@ def test_a_model_without_logits_is_refused():
     model = nn.Sequential(nn.Linear(6, 3), nn.Unflatten(1, (3, 1)))
     with pytest.raises(ValueError, match=r"must return logits \[b, c\] to predict classes, got shape \[17, 3, 1\]"):
         predict(model, around(model), inputs())
+
+
+def test_a_single_logit_is_refused_for_its_probability_would_always_be_one():
+    with pytest.raises(ValueError, match=r"a logit for each class, got one in all.*use dswag\.regression"):
+        predict(linear(), around(linear()), inputs())
+
+
+def test_a_posterior_and_statistics_fit_the_model_with_and_without_a_wrapper(make_model, make_clients):
+    model, x = make_model(batch_norm=True), inputs()
+    config = Config(clients=3, rounds=1, explore_epochs=1)
+    plain, wrapped = (train(m, make_clients(), config) for m in (model, nn.DataParallel(model)))
+    assert torch.equal(wrapped.posterior.mean, plain.posterior.mean)
+    expected = predict(model, plain.posterior, x, samples=2, engine=plain.engine)
+    for m in (model, nn.DataParallel(model)):
+        assert torch.equal(predict(m, plain.posterior, x, samples=2, engine=wrapped.engine), expected)
 
 
 # Regression

@@ -152,7 +152,9 @@ def _theta(
     """The file's θ, once it is certain that it fits; `source` says what it has to fit."""
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in entries:
-            raise CheckpointFileError(f"{path} has no {name}, which {source} has")
+            longer = [entry.removesuffix(name) for entry in entries if entry.endswith(f".{name}")]
+            advice = f": it has {longer[0]}{name}, so pass the prefix {longer[0]!r}" if longer else ""
+            raise CheckpointFileError(f"{path} has no {name}, which {source} has{advice}")
         entry = entries[name]
         if tuple(entry.shape) != shape or not entry.is_floating_point():
             raise CheckpointFileError(

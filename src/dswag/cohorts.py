@@ -13,10 +13,10 @@ def cohort_size(share: int | float, clients: int) -> int:
     """
     if isinstance(share, int):
         if not 1 <= share <= clients:
-            raise ValueError(f"the number of clients taking part must be between 1 and {clients}, got {share}")
+            raise ValueError(f"the number of clients must be between 1 and {clients}, got {share}")
         return share
     if not 0 < share <= 1:
-        raise ValueError(f"the fraction of clients taking part must be in (0, 1], got {share}")
+        raise ValueError(f"the fraction of clients must be in (0, 1], got {share}")
     return max(1, round(share * clients))
 
 

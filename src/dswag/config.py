@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import ConfigDict, Field, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import Field, model_validator
 
 from dswag.aggregation import ROBUST
 from dswag.cohorts import cohort_size, fewest_withstanding, malicious_number
 from dswag.files import write_text
 from dswag.robust_moments import SPARE
+from dswag.validation import ConfigError as ConfigError
+from dswag.validation import validated
 from dswag.tasks import ClientUpdate, Part
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -22,13 +23,13 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)]
 
 
-class ConfigError(ValueError):
-    """Settings in a file or on the command line that cannot be used; every one is named."""
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@validated
 class Config:
-    """What Algorithms 1 and 2 run with. A share of clients is a number (int) or a fraction (float in (0, 1])."""
+    """What Algorithms 1 and 2 run with. A share of clients is a number (int) or a fraction (float in (0, 1]).
+
+    Raises:
+        ConfigError: unknown settings, or values that cannot be, with a line for each fault.
+    """
 
     clients: Count = 10
     """Number of clients, the paper's workers (W)."""
@@ -38,7 +39,7 @@ class Config:
     rounds: Count = 20
     """Phase 1: global rounds (T)."""
     clients_per_round: Share = 1.0
-    """Phase 1: share of the clients sampled in each round (S in line 4)."""
+    """Phase 1: share of the clients sampled in each round (S in line 4): 3 are three clients, 0.3 is three in ten."""
     local_epochs: Count = 1
     """Phase 1: epochs on each client in each round (L)."""
     learning_rate: Rate = 0.05
@@ -68,7 +69,7 @@ class Config:
     """Phase 1: ends early once the accuracy on the clients' own data reaches this (Section 6.1)."""
 
     explorers: Share = 1.0
-    """Phase 2: share of the clients that explore (P in line 16)."""
+    """Phase 2: share of the clients that explore (P in line 16): 1 is one client, 1.0 all of them."""
     explore_epochs: Count = 5
     """Phase 2: epochs on each explorer (M)."""
     explore_learning_rate: Rate = 0.01
@@ -241,9 +242,8 @@ class Config:
         """The settings with these values, defaults elsewhere. Raises ConfigError, with a line for each fault."""
         try:
             return cls(**values)
-        except ValidationError as error:
-            faults = [line for fault in error.errors() for line in _describe(fault).splitlines()]
-            raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults)) from None
+        except ConfigError as error:
+            raise ConfigError("\n".join(f"{source}: {fault}" for fault in str(error).splitlines())) from None
 
     def to_toml(self, path: str | Path) -> None:
         """Writes every setting that has a value to a TOML file."""
@@ -256,11 +256,3 @@ def differences(settings: Mapping[str, object], others: Mapping[str, object]) ->
     names = [*settings, *(name for name in others if name not in settings)]
     pairs = [(name, json.dumps(settings.get(name)), json.dumps(others.get(name))) for name in names]
     return tuple(f"{name} ({one}, not {other})" for name, one, other in pairs if one != other)
-
-
-def _describe(fault: Any) -> str:
-    name = ".".join(str(part) for part in fault["loc"][:1])
-    if fault["type"] == "unexpected_keyword_argument":
-        return f"unknown setting {name}"
-    words = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{name}: {words}, got {fault['input']!r}" if name else words

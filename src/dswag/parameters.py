@@ -1,13 +1,15 @@
 """θ as one flat vector, and the module whose parameters are views into it."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
 
 Selection = Callable[[str], bool] | Iterable[str]
 """Some parameters: their names, or what tells from a name whether it is one of them."""
@@ -17,7 +19,8 @@ Selection = Callable[[str], bool] | Iterable[str]
 class Layout:
     """Where each parameter lies in θ [d]: trainable parameters in the module's order, tied ones once, by name.
 
-    Frozen parameters (`requires_grad=False`) and buffers are no part of θ.
+    Frozen parameters (`requires_grad=False`) and buffers are no part of θ. Names are those of the model itself, whatever
+    is wrapped around it (`unwrapped`).
     """
 
     names: tuple[str, ...]
@@ -31,11 +34,12 @@ class Layout:
 
         Raises:
             TypeError: no module, such as its class.
-            ValueError: the module has none, those of θ differ in dtype or device, or a selection of what is not there.
+            ValueError: the module has none, those of θ differ in dtype or device, are complex or not initialized yet,
+                or a selection of what is not there.
         """
         if not isinstance(module, nn.Module):
             raise TypeError(f"the model must be an instance of nn.Module, got {_named(module)}")
-        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trainable = {name: p for name, p in unwrapped(module).named_parameters() if p.requires_grad}
         if not trainable:
             raise ValueError(
                 f"{type(module).__name__} has no trainable parameters: there is no θ to train; "
@@ -43,6 +47,8 @@ class Layout:
             )
         if only is not None:
             trainable = {name: trainable[name] for name in _selected(tuple(trainable), only)}
+        for name, parameter in trainable.items():
+            _check_real(name, parameter)
         kinds = {(p.dtype, p.device): name for name, p in trainable.items()}
         if len(kinds) > 1:
             found = ", ".join(f"{dtype} on {device} ({name})" for (dtype, device), name in kinds.items())
@@ -85,9 +91,12 @@ class Layout:
         """A new θ with the values of a module or a state dict, matched by name.
 
         Raises:
-            ValueError: a parameter is missing, or its shape differs.
+            ValueError: a parameter is missing, its shape differs, or it has no values.
         """
         tensors = self._select(source)
+        empty = [name for name, tensor in zip(self.names, tensors, strict=True) if tensor.is_meta]
+        if empty:
+            raise ValueError(f"parameters {_first(empty)} are on the meta device, without values: load weights first")
         return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
     def write(self, theta: Float[Tensor, "d"], module: nn.Module) -> None:
@@ -118,10 +127,12 @@ class Layout:
             raise ValueError(f"θ must have shape [{self.d}] for these parameters, got {list(theta.shape)}")
 
     def _select(self, source: nn.Module | Mapping[str, Tensor]) -> list[Tensor]:
-        found = dict(source.named_parameters(remove_duplicate=False)) if isinstance(source, nn.Module) else source
+        found = parameters(source) if isinstance(source, nn.Module) else source
         missing = [name for name in self.names if name not in found]
         if missing:
-            raise ValueError(f"parameters {missing} are missing: expected {list(self.names)}, got {list(found)}")
+            raise ValueError(
+                f"parameters {_first(missing)} are missing: expected {_first(self.names)}, got {_first(list(found))}"
+            )
         for name, shape in zip(self.names, self.shapes, strict=True):
             if tuple(found[name].shape) != shape:
                 raise ValueError(
@@ -129,6 +140,31 @@ class Layout:
                     "this is not the model that θ was made for"
                 )
         return [found[name] for name in self.names]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside torch.compile, DataParallel and DistributedDataParallel, which put a word before its names."""
+    parallel = isinstance(module, DataParallel | DistributedDataParallel)
+    inner = module.module if parallel else getattr(module, "_orig_mod", None)
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """All parameters of a module by name, tied ones under each of theirs."""
+    return dict(unwrapped(module).named_parameters(remove_duplicate=False))
+
+
+def _check_real(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, UninitializedParameter):
+        raise ValueError(f"parameter {name} has no shape yet: pass a batch of inputs through the model once, before")
+    if parameter.is_complex():
+        raise ValueError(f"parameter {name} is {parameter.dtype}: θ is of real numbers, so keep two real parameters")
+
+
+def _first(names: Sequence[str], count: int = 4) -> str:
+    """The first of many names, as a list, and how many more there are."""
+    more = len(names) - count
+    return str(list(names)) if more <= 1 else f"{list(names[:count])} and {more} more"
 
 
 def _named(value: object) -> str:

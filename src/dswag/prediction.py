@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from dswag import batch_norm
 from dswag.combining import MixturePosterior
 from dswag.evaluation.temperature import temper
-from dswag.parameters import Layout
+from dswag.parameters import Layout, parameters
 from dswag.posterior import GaussianPosterior
 from dswag.tasks import Draws, Engine, Kind, Payload
 from dswag.threads import default_workers, ordered_map
@@ -73,8 +74,8 @@ def predictive(
     Args:
         model: gives logits [b, c]; it is copied, not changed.
         posterior: over the model's parameters, or a subset of them; the rest stays as it is in the model.
-        inputs: [n, ...], a tensor or a NumPy array, or an iterable of batches of inputs or of (inputs, targets), such
-            as a DataLoader; of those a few are held at a time.
+        inputs: [n, ...], a tensor or a NumPy array; a Dataset of inputs or of (input, target) pairs; or an iterable of
+            batches of either, such as a DataLoader. Of all but the first a few batches are held at a time.
         samples: S.
         seed: the draws are a function of it.
         kind: "swag", "diagonal" or "low_rank" draws; "mean" predicts with the mean alone.
@@ -82,10 +83,12 @@ def predictive(
         engine: whose clients refresh the BatchNorm statistics of each draw, without moving data; needed by models
             that have such layers.
         batch_norm_examples: most examples of each client for that, rounded up to whole batches; all if None.
-        batch_size: of the forward passes over a tensor or an array of inputs.
+        batch_size: of the forward passes over inputs that are no batches yet.
 
     Raises:
-        ValueError: a posterior for another model, BatchNorm layers without an engine, or no inputs.
+        TypeError: no posterior, or inputs of another kind.
+        ValueError: a posterior for another model, BatchNorm layers without an engine, no inputs, or outputs that are
+            no logits of classes.
     """
     members = draws_of(
         model,
@@ -268,7 +271,7 @@ def _layout(model: nn.Module, posterior: Posterior) -> Layout:
         raise TypeError(f"predictions need a posterior, such as run.posterior, got {type(posterior).__name__}")
     if posterior.layout is None:
         return Layout.of(model)
-    known = dict(model.named_parameters(remove_duplicate=False))
+    known = parameters(model)
     if not all(name in known for name in posterior.layout.names):
         Layout.of(model).check(posterior.mean)  # for another model, sizes that differ say more than names
     return posterior.layout
@@ -294,6 +297,13 @@ def _groups(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Sequenc
     """Batches, AHEAD at a time; all at once where they are in memory already."""
     if isinstance(inputs, np.ndarray):
         inputs = torch.as_tensor(inputs)
+    if isinstance(inputs, Dataset):
+        inputs = DataLoader(inputs, batch_size, generator=Generator())  # or it would draw from the global one
+    if isinstance(inputs, Mapping | str):
+        raise TypeError(
+            f"inputs must be a tensor, a data set or an iterable of batches, got {type(inputs).__name__}: "
+            "put what is one batch into a list"
+        )
     if isinstance(inputs, Tensor):
         groups = iter([torch.split(inputs, batch_size)] if len(inputs) else [])
     else:
@@ -312,6 +322,11 @@ def _probabilities(logits: Any) -> Float64[Tensor, "b c"]:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the model must return logits [b, c] to predict classes, got {found}")
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "the model must return a logit for each class, got one in all, whose probability would always be 1: "
+            "give two classes two outputs, and for a regression use dswag.regression"
+        )
     return logits.double().softmax(1)
 
 

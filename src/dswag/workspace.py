@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dswag import batch_norm
-from dswag.parameters import Layout
+from dswag.parameters import Layout, unwrapped
 from dswag.tasks import ClientError, Payload, Task
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -22,8 +22,9 @@ Loss = Callable[[Any, Tensor], Tensor]
 class Workspace:
     """A copy of the model for one thread to work in; its parameters are views into `theta`, as are their gradients.
 
-    Given a layout, θ is those parameters alone, and the rest stays as it is in the model. Every task starts from the
-    same state: `load` sets parameters and buffers, whatever the task before did to them.
+    It is the model itself, `unwrapped`: a client computes alone. Given a layout, θ is those parameters alone, and the
+    rest stays as it is in the model. Every task starts from the same state: `load` sets parameters and buffers,
+    whatever the task before did to them.
 
     Raises:
         ValueError: the model is on a device that has no float64.
@@ -32,7 +33,7 @@ class Workspace:
     def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
         self.layout = layout or Layout.of(model)
         _check_device(next(model.parameters()).device)
-        self.module = deepcopy(model)
+        self.module = deepcopy(unwrapped(model))
         self.theta, self.gradient = self.layout.bind(self.module)
         self.loss = loss
         self.device = self.theta.device

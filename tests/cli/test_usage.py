@@ -1,6 +1,7 @@
 """Usage that cannot be meant is refused in one line."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 
@@ -15,6 +16,19 @@ def test_overwriting_needs_the_folder_that_is_meant(capsys, tmp_path, monkeypatc
         "error: --overwrite needs --output: without it every run goes into a new folder"
     ]
     assert [*tmp_path.iterdir()] == []
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dswag {version('dswag')}\n"
+
+
+def test_a_share_of_clients_is_a_number_or_a_fraction(capsys):
+    assert parse(["train", "--explorers", "2"]).recipe().explorers == 2
+    assert parse(["train", "--explorers", "0.5", "--min-clients", "1"]).recipe().explorers == 0.5
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert len(re.findall(r"--\S+ NUMBER\|FRACTION", capsys.readouterr().out)) == 4
 
 
 @pytest.mark.parametrize(("name", "words"), [("absent.toml", "No such file or directory"), (".", "Is a directory")])

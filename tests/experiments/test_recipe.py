@@ -20,7 +20,7 @@ def test_a_recipe_comes_back_from_its_file(tmp_path):
 def test_a_recipe_knows_what_a_config_knows_and_checks_it():
     with pytest.raises(ConfigError, match="flags: unknown setting colour"):
         Recipe.checked({"colour": "red"}, source="flags")
-    with pytest.raises(ConfigError, match="model: Input should be 'mlp', 'cnn' or 'vgg16', got 'resnet'"):
+    with pytest.raises(ConfigError, match="model must be 'mlp', 'cnn' or 'vgg16', got 'resnet'"):
         Recipe.checked({"model": "resnet"}, source="flags")
     with pytest.raises(ConfigError, match="rank must be 0 or at least 2"):
         Recipe.checked({"rank": 1}, source="flags")
@@ -43,7 +43,7 @@ def test_settings_that_do_not_fit_the_data_are_refused(values, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"device": "tpu"}, "device: must be cpu, cuda, or one of several such as cuda:1, got 'tpu'"),
+        ({"device": "tpu"}, "device must be cpu, cuda, or one of several such as cuda:1, got 'tpu'"),
         ({"partition": "dirichlet"}, "flags: partition dirichlet needs concentration: set it, such as 0.3"),
         ({"partition": "quantity"}, "flags: partition quantity needs concentration"),
         ({"partition": "shards"}, "flags: partition shards needs shards_per_client: set it, such as 2"),
@@ -53,10 +53,10 @@ def test_settings_that_do_not_fit_the_data_are_refused(values, message):
             "dirichlet needs concentration: .*\nflags: shards_per_client is a setting of partition shards, got .*: "
             "change it, or leave shards_per_client out",
         ),
-        ({"partition": "dirichlet", "concentration": 0.0}, "concentration: Input should be greater than 0, got 0"),
-        ({"partition": "shards", "shards_per_client": 0}, "shards_per_client: Input should be greater than or equal"),
-        ({"min_examples": 0}, "min_examples: Input should be greater than or equal to 1, got 0"),
-        ({"partition": "even"}, "partition: Input should be 'iid', 'dirichlet', 'shards' or 'quantity', got 'even'"),
+        ({"partition": "dirichlet", "concentration": 0.0}, "concentration must be above 0, got 0"),
+        ({"partition": "shards", "shards_per_client": 0}, "shards_per_client must be at least 1"),
+        ({"min_examples": 0}, "min_examples must be at least 1, got 0"),
+        ({"partition": "even"}, "partition must be 'iid', 'dirichlet', 'shards' or 'quantity', got 'even'"),
     ],
 )
 def test_settings_of_a_partition_are_checked_together(values, message):

@@ -5,13 +5,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from dswag.cli import commands
 from dswag.cli.calibrating import calibrate
 from dswag.cli.collecting import collect
 from dswag.cli.comparing import compare
-from dswag.cli.console import say
-from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train
+from dswag.cli.console import emit, say
+from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train, Version
 from dswag.cli.parsing import parse
 from dswag.cli.reproducing import reproduce_figures
 from dswag.config import ConfigError
@@ -77,3 +78,5 @@ def _run(options: Options) -> None:
             collect(options)
         case Reproduce():
             reproduce_figures(options)
+        case Version():
+            emit(f"dswag {version('dswag')}")

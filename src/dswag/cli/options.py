@@ -223,4 +223,9 @@ class Reproduce:
     """Print what is done and left as JSON."""
 
 
-Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce
+@dataclass(frozen=True)
+class Version:
+    """Print which version this is."""
+
+
+Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce | Version

@@ -18,7 +18,9 @@ from dswag.cli.options import (
     Report,
     Reproduce,
     Train,
+    Version,
 )
+from dswag.config import Share
 from dswag.experiments.recipe import Setting, settings
 
 
@@ -31,6 +33,7 @@ def parse(arguments: Sequence[str]) -> Options:
     configured = (_with_settings(Train), _with_settings(Compare))
     commands = (*configured, Evaluate, Calibrate, Predict, Report, Collect, Reproduce)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
+    named.append(Annotated[Version, subcommand("--version")])  # tyro has no other flag that needs no command beside it
     union: Any = named[0]
     for command in named[1:]:
         union = union | command
@@ -65,7 +68,13 @@ def _with_settings(command: type[Configured]) -> type[Configured]:
 def _flag(setting: Setting) -> Any:
     default = "none" if setting.default == () else setting.default
     return Annotated[
-        setting.annotation, arg(help=setting.description, help_behavior_hint=f"(default: {default})", prefix_name=False)
+        setting.annotation,
+        arg(
+            help=setting.description,
+            help_behavior_hint=f"(default: {default})",
+            metavar="NUMBER|FRACTION" if setting.annotation == Share else None,
+            prefix_name=False,
+        ),
     ]
 
 

@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass as plain_dataclass
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Protocol, Self, get_type_hints
 
 import torch
 from jaxtyping import Int64
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from dswag import models
@@ -21,6 +19,7 @@ from dswag.data.partition import PARTITIONS, needed_settings, partition
 from dswag.engines.in_process import InProcess
 from dswag.randomness import derive_seed
 from dswag.tasks import Engine
+from dswag.validation import validated
 
 _EXAMPLES = {"concentration": 0.3, "shards_per_client": 2}
 """Settings that some partitions need, each with a value to try."""
@@ -34,7 +33,7 @@ def _device(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
+@validated
 class Recipe(Config):
     """All that a run on a known data set is a function of: the settings of `Config`, and those of data and model."""
 
@@ -82,7 +81,7 @@ class Recipe(Config):
         return {name: value for name, value in super().decisive().items() if name not in INDIFFERENT}
 
 
-@plain_dataclass(frozen=True)
+@dataclass(frozen=True)
 class Setting:
     """One setting of a recipe, as help texts and reports show it."""
 
@@ -101,7 +100,7 @@ class MakeEngine(Protocol):
         """The engine of the model and each client's data."""
 
 
-@plain_dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Experiment:
     """What a recipe stands for."""
 

@@ -1,0 +1,73 @@
+"""Classes of settings that are checked when made, and say in our words what is wrong with them."""
+
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
+
+ClassT = TypeVar("ClassT")
+
+_MUST_BE = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "finite_number": "finite",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "literal_error": "{expected}",
+}
+"""What a value must be, by the type of pydantic's error, whose context fills in the limits."""
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used, in Python, in a file or on the command line; every one is named."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def validated(cls: type[ClassT]) -> type[ClassT]:
+    """The class as a frozen dataclass of settings given by name; one that cannot be is a ConfigError, a line a fault."""
+    config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    made: Any = dataclass(frozen=True, kw_only=True, config=config)(cls)
+    made.__init__ = _in_our_words(made.__init__)
+    return made  # type: ignore[no-any-return]
+
+
+def _in_our_words(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def wrapped(self: Any, /, *values: Any, **named: Any) -> None:
+        try:
+            init(self, *values, **named)
+        except ValidationError as error:
+            names = list(type(self).__pydantic_fields__)
+            faults = dict.fromkeys(line for fault in error.errors() for line in _described(fault, names))
+            raise ConfigError("\n".join(faults)) from None
+
+    return wrapped
+
+
+def _described(fault: Any, names: list[str]) -> Iterator[str]:
+    """A line for each thing that is wrong."""
+    name, *within = fault["loc"] or ("",)
+    got = f"got {fault['input']!r}"
+    if fault["type"] == "unexpected_keyword_argument":
+        near = get_close_matches(name.replace("-", "_"), names, n=1)
+        yield f"unknown setting {name}" + (f": did you mean {near[0]}?" if near else "")
+    elif fault["type"] == "unexpected_positional_argument":
+        yield f"settings are given by name, such as {names[0]}={fault['input']!r}"
+    elif fault["type"] == "value_error":
+        words = str(fault["ctx"]["error"])
+        yield from [f"{name} {words}, {got}"] if name else words.splitlines()
+    elif within and isinstance(within[0], str):  # both of a union's types refuse it
+        yield f"{name} must be a whole number or a fraction, {got}"
+    elif fault["type"] in _MUST_BE:
+        place = f"{name}[{within[0]}]" if within else name
+        yield f"{place} must be {_MUST_BE[fault['type']].format(**fault.get('ctx', {}))}, {got}"
+    else:
+        yield f"{name}: {fault['msg']}, {got}"
