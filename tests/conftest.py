@@ -1,5 +1,7 @@
 """What several test files share: small models and clients with data that they can learn."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -7,6 +9,9 @@ from torch import nn
 
 from dswag.data.examples import Examples
 from dswag.randomness import DrawFrom, generator_for
+
+with suppress(ImportError):  # of a PyTorch in which devices cannot be made of Python
+    import pretended_device as pretended_device  # now: at its first gradient PyTorch counts the devices
 
 settings.register_profile("busy machine", deadline=None, max_examples=50)
 settings.register_profile("fuzz", deadline=None, max_examples=3000, suppress_health_check=list(HealthCheck))

@@ -11,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
 
 import dswag.randomness
 
@@ -29,8 +33,17 @@ SEEDS: set[int] = set()
 
 
 class Backend(_DummyBackendModule):
+    def is_available(self):
+        """Not to those who look for a device of their own accord."""
+        return False
+
     def get_amp_supported_dtype(self):
         return [torch.bfloat16]
+
+
+class Hook(_DummyPrivateUse1Hook):
+    def is_available(self):
+        return False
 
 
 class Generator(torch.Generator):
@@ -155,7 +168,7 @@ def _tensors(index: Any) -> Any:
     return torch.tensor(index, dtype=None if index else torch.int64) if isinstance(index, list) else index
 
 
-_setup_privateuseone_for_python_backend(NAME, Backend())
+_setup_privateuseone_for_python_backend(NAME, Backend(), Hook())
 _kernels = torch.library.Library("_", "IMPL")
 _kernels.fallback(lambda func, *args, **kwargs: call(func, args, kwargs), "PrivateUse1")
 _kernels.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
