@@ -430,6 +430,13 @@ def test_within_and_between_add_up_to_the_whole():
     )
 
 
+def test_what_lies_within_a_single_client_is_the_whole_and_no_more():
+    """Both are summed in their own way, whose rounding errors differ."""
+    posterior = accumulate(None, of_clients((5,), d=1000)).posterior()
+    assert (posterior.variance_within <= posterior.variance).all()
+    torch.testing.assert_close(posterior.variance_within, posterior.variance, rtol=1e-6, atol=0)
+
+
 def test_single_snapshots_are_all_between():
     posterior = accumulate(torch.zeros(40), of_clients((1, 1, 1))).posterior()
     assert posterior.variance_within is None

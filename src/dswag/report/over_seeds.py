@@ -26,7 +26,7 @@ def direction(first: Sequence[float], second: Sequence[float], least: float) -> 
     total = sum(variance for variance, _ in variances)
     chance = least
     if total:
-        degrees = total**2 / sum(variance**2 / degrees for variance, degrees in variances if variance)
+        degrees = 1 / sum((variance / total) ** 2 / own for variance, own in variances if variance)
         chance = max(_quantile(degrees) * math.sqrt(total), least)
     return 0 if abs(other - mean) <= chance else int(math.copysign(1, other - mean))
 
