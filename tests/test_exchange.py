@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dswag import ClientError, TooFewClientsError
+from dswag.aggregation import Mean
+from dswag.batch_norm import PooledStatistics
 from dswag.exchange import Missing, exchange, num_bytes
+from dswag.folds import Tally
 from dswag.tasks import (
     CalibrateResult,
     CalibrateTask,
@@ -117,14 +120,16 @@ FAULTS = [
     (train_task(upload="bfloat16"), trained(), "snapshots must be dense torch.bfloat16, got .*float32"),
     (train_task(), trained(thetas=torch.full((2, 3), math.nan)), "it is not finite: snapshots"),
     (train_task(), trained(thetas=torch.tensor([[math.inf, -math.inf, 0], [0, 0, 0]])), "it is not finite: snapshots"),
-    (train_task(), trained(num_examples=0), "num_examples must be a whole number of at least 1, got 0"),
+    (train_task(), trained(num_examples=0), "num_examples must be a whole number from 1 to .*, got 0"),
     (train_task(), trained(num_examples=-7), "num_examples .* got -7"),
     (train_task(), trained(num_examples=True), "num_examples .* got True"),
     (train_task(), trained(num_examples=7.0), "num_examples .* got 7.0"),
-    (train_task(), trained(loss=math.nan), "loss must be a finite number, got nan"),
+    (train_task(), trained(loss=math.nan), "loss must be a finite number up to .*, got nan"),
     (train_task(), trained(num_examples=1 << 63), "num_examples must be a whole number"),
+    (train_task(), trained(num_examples=(1 << 48) + 1), "num_examples must be a whole number"),
+    (train_task(), trained(loss=1e281), "loss must be a finite number"),
     (train_task(), trained(loss=-(10**400)), "loss must be a finite number"),
-    (train_task(), trained(loss=None), "loss must be a finite number, got None"),
+    (train_task(), trained(loss=None), "loss must be a finite number up to .*, got None"),
     (STATISTICS, replace(SEEN, statistics=SEEN.statistics[:1]), "statistics must be of 2 draws, got 1"),
     (STATISTICS, replace(SEEN, statistics=list(SEEN.statistics)), "statistics must be a tuple of mappings"),
     (STATISTICS, replace(SEEN, statistics=({"1": 3}, {})), "must be LayerStatistics by the layer's name"),
@@ -140,8 +145,8 @@ FAULTS = [
         "it is not finite: mean of layer",
     ),
     (EVALUATE, replace(EVALUATED, num_examples=0), "num_examples .* got 0"),
-    (EVALUATE, replace(EVALUATED, loss_sum=math.inf), "loss_sum must be a finite number, got inf"),
-    (EVALUATE, replace(EVALUATED, num_correct=-1), "num_correct must be a whole number of at least 0, got -1"),
+    (EVALUATE, replace(EVALUATED, loss_sum=math.inf), "loss_sum must be a finite number up to .*, got inf"),
+    (EVALUATE, replace(EVALUATED, num_correct=-1), "num_correct must be a whole number from 0 to .*, got -1"),
     (EVALUATE, replace(EVALUATED, num_correct=4), "num_correct is 4 of 3 examples"),
     (CALIBRATE, replace(CALIBRATED, num_examples=0), "num_examples .* got 0"),
     (CALIBRATE, replace(CALIBRATED, gains=GRID.T), r"gains must have shape \[2, 3\], got \[3, 2\]"),
@@ -253,6 +258,24 @@ def test_a_refused_answer_is_asked_for_again_and_taken_when_it_fits():
     done = exchange(engine, PAYLOAD, [train_task(0)], List(), minimum=1)
     assert [result.loss for result in done.fold.results] == [0.5]
     assert done.missing == ()
+
+
+def test_sums_over_the_largest_answers_that_are_let_in_stay_numbers():
+    """Of malicious clients, that would otherwise end a run which is to go on without those that fail."""
+    tasks = [train_task(index) for index in range(1000)]
+    answers = [trained(index, num_examples=1 << 48, loss=1e280) for index in range(1000)]
+    mean = exchange(Scripted(answers), PAYLOAD, tasks, Mean(THETA), minimum=1).fold
+    assert math.isfinite(mean.result().loss)
+    tasks = [replace(EVALUATE, index=index, client=index) for index in range(1000)]
+    answers = [replace(EVALUATED, index=t.index, client=t.client, num_examples=1 << 48, loss_sum=1e280) for t in tasks]
+    tally = exchange(Scripted(answers), PAYLOAD, tasks, Tally(), minimum=1).fold
+    assert math.isfinite(tally.result().loss)
+    tasks = [replace(STATISTICS, draws=(), index=index, client=index) for index in range(1000)]
+    seen = ({"1": layer(count=1 << 48)},)
+    answers = [replace(SEEN, index=task.index, client=task.client, statistics=seen) for task in tasks]
+    pooled = exchange(Scripted(answers), PAYLOAD, tasks, PooledStatistics(), minimum=1).fold
+    for fold in (mean, tally, pooled):
+        fold.state()  # whose whole numbers have 64 bits
 
 
 def test_a_second_answer_to_the_same_task_is_refused():

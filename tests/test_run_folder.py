@@ -204,9 +204,25 @@ def test_truncated_tensors_are_refused(full, name):
         getattr(full, name)()
 
 
-def test_a_process_that_does_not_write_overrides_all_that_saves():
-    saving = {name for name in vars(RunFolder) if name.startswith(("save_", "remove_"))} - {"save_report"}
-    assert saving <= vars(Unwritten).keys()
+def test_a_process_that_does_not_write_changes_nothing(full):
+    full.answers.mkdir()
+    (full.path / ".metrics.json.x").mkdir()  # it may be the other's, at work
+    before = {path: path.read_bytes() for path in full.path.rglob("*") if path.is_file()}
+    other = Unwritten(full.path)
+    with other.held(), Unwritten(full.path).held():
+        other.save_partition(ClassCounts(("cat",), ((1,),)))
+        other.save_history(HISTORY[:1])
+        other.save_checkpoint(Checkpoint(Server(torch.arange(8.0), 1), LAYOUT))
+        other.save_posterior(POSTERIOR)
+        other.save_landscape(LANDSCAPE)
+        other.save_metrics(METRICS)
+        other.save_report("<p>")
+        other.remove_leftovers()
+        other.remove_answers()
+    assert {path: path.read_bytes() for path in full.path.rglob("*") if path.is_file()} == before
+    assert full.answers.is_dir()
+    assert (full.path / ".metrics.json.x").is_dir()
+    assert other.history() == tuple(HISTORY)
 
 
 def test_a_history_that_is_ahead_of_the_checkpoint_is_cut_and_one_behind_it_is_refused(full):

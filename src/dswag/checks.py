@@ -1,6 +1,5 @@
 """What a client's answer must be to fit its task; answers come from elsewhere, so nothing of them is taken on trust."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,9 @@ from dswag.tasks import (
     TrainResult,
     TrainTask,
 )
+
+MOST, LARGEST = 1 << 48, 1e280
+"""Far beyond what any client counts and measures, and so small that sums and products of them keep to 64 bits."""
 
 
 def fault(task: Task, result: Result, payload: Payload) -> str | None:
@@ -107,10 +109,10 @@ def _tensor(
 
 
 def _count(name: str, value: Any, *, least: int = 1) -> Iterator[str]:
-    if type(value) is not int or not least <= value < 1 << 63:
-        yield f"{name} must be a whole number of at least {least}, got {value!r}"
+    if type(value) is not int or not least <= value <= MOST:
+        yield f"{name} must be a whole number from {least} to 2^48, got {value!r}"
 
 
 def _number(name: str, value: Any) -> Iterator[str]:
-    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # false for NaN
-        yield f"{name} must be a finite number, got {value!r}"
+    if type(value) not in (int, float) or not abs(value) <= LARGEST:  # false for NaN
+        yield f"{name} must be a finite number up to {LARGEST:g}, got {value!r}"

@@ -1,0 +1,62 @@
+"""What came of a run: partition, posterior, landscape, metrics, report."""
+
+from pathlib import Path
+
+from dswag.data.class_counts import ClassCounts
+from dswag.posterior import GaussianPosterior
+from dswag.records import Landscape, Metrics
+from dswag.run_folder.files import LANDSCAPE, METRICS, PARTITION, POSTERIOR, REPORT, Files
+
+
+class Outcome(Files):
+    """The files that tell of a run.
+
+    What reads them raises RunFolderError for a file that is damaged or foreign.
+    """
+
+    def save_partition(self, counts: ClassCounts) -> None:
+        """Writes how many examples of each class each client has."""
+        self._write_record(PARTITION, counts)
+
+    def partition(self) -> ClassCounts | None:
+        """How many examples of each class each client has; None for a run that has not started."""
+        return self._read_record(PARTITION, ClassCounts)
+
+    def save_posterior(self, posterior: GaussianPosterior) -> None:
+        """Writes what Algorithm 1 returned; a landscape is of the posterior before, so that it goes."""
+        self._write(POSTERIOR, posterior.save)
+        self._remove(LANDSCAPE)
+
+    def has_posterior(self) -> bool:
+        """Whether phase 2 came far enough for a posterior."""
+        return (self.path / POSTERIOR).exists()
+
+    def posterior(self) -> GaussianPosterior:
+        """What Algorithm 1 returned.
+
+        Raises:
+            RunFolderError: phase 2 did not come far enough for one.
+            PosteriorFileError: a file that is damaged, foreign or of a newer format.
+        """
+        return GaussianPosterior.load(self._existing(POSTERIOR, "the run was stopped too early for one: train again"))
+
+    def save_landscape(self, landscape: Landscape) -> None:
+        """Writes the loss around the posterior's mean."""
+        self._write_record(LANDSCAPE, landscape)
+
+    def landscape(self) -> Landscape | None:
+        """The loss around the posterior's mean; None where it was not measured."""
+        return self._read_record(LANDSCAPE, Landscape)
+
+    def save_metrics(self, metrics: Metrics) -> None:
+        """Writes the scores of all methods."""
+        self._write_record(METRICS, metrics, indent=2)
+
+    def metrics(self) -> Metrics | None:
+        """The scores of all methods; None where the run has not been evaluated."""
+        return self._read_record(METRICS, Metrics)
+
+    def save_report(self, html: str) -> Path:
+        """Writes the page, and returns where."""
+        self._write_text(REPORT, html)
+        return self.path / REPORT
