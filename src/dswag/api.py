@@ -28,7 +28,7 @@ class Run:
     """θ_T, the phase-1 model."""
     posterior: GaussianPosterior
     history: tuple[Round, ...] = field(repr=False)
-    engine: Engine
+    engine: Engine = field(repr=False)
     """Where the clients are; a model with BatchNorm layers needs it to predict."""
 
 

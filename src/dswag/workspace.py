@@ -22,8 +22,9 @@ Loss = Callable[[Any, Tensor], Tensor]
 class Workspace:
     """A copy of the model for one thread to work in; its parameters are views into `theta`, as are their gradients.
 
-    It is the model itself, `unwrapped`: a client computes alone. Given a layout, θ is those parameters alone, and the rest stays as it is in the model. Every task starts from the
-    same state: `load` sets parameters and buffers, whatever the task before did to them.
+    It is the model itself, `unwrapped`: a client computes alone. Given a layout, θ is those parameters alone, and the
+    rest stays as it is in the model. Every task starts from the same state: `load` sets parameters and buffers,
+    whatever the task before did to them.
     """
 
     def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
