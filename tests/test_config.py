@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dswag.config import Config, ConfigError
+from dswag.experiments.recipe import Recipe
 
 COUNTS = (
     "clients",
@@ -95,7 +96,7 @@ def test_every_setting_has_bad_values_here():
         ({"rounds": 0}, r"rounds must be at least 1, got 0"),
         ({"learning_rate": math.nan}, r"learning_rate must be finite, got nan"),
         ({"learning_rate": "0.1"}, r"learning_rate must be a number, got '0\.1'"),
-        ({"aggregation": "mode"}, r"aggregation must be 'mean', 'weighted-mean', 'median'.* or 'multi-krum', got 'mode'"),
+        ({"aggregation": "mode"}, r"aggregation must be 'mean', 'weighted-mean', .* or 'multi-krum', got 'mode'"),
         (
             {"aggregation": "krum", "byzantine": 4},
             r"aggregation: krum needs at least 11 clients where 4 may be malicious, got 10: let more clients take part",
@@ -130,7 +131,7 @@ def test_a_fault_is_put_in_words(values, words):
 @pytest.mark.parametrize(
     ("values", "names"),
     [
-        ({"rounds": 0, "momentum": 2.0, "sample": 3}, ["rounds", "momentum", "unknown setting sample: did you mean samples?"]),
+        ({"rounds": 0, "momentum": 2.0, "sample": 3}, ["rounds", "momentum", "unknown setting sample: did you mean"]),
         (
             {"clients_per_round": 11, "explorers": 1.5, "explore_epochs": 10, "cycles": 3, "rank": 1},
             ["clients_per_round", "explorers", "cycles", "rank"],
@@ -248,6 +249,15 @@ def test_what_is_given_beside_a_file_wins_over_it_and_is_checked_with_it(tmp_pat
 def test_a_file_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         Config.from_toml(tmp_path / "none.toml")
+
+
+def test_a_config_shows_what_is_not_the_default_as_the_call_that_makes_it():
+    assert repr(Config()) == "Config()"
+    assert repr(Config(rounds=7, upload="bfloat16")) == "Config(rounds=7, upload='bfloat16')"
+    number, fraction = Config(cycles=5, explorers=1), Config(cycles=5)
+    assert repr(number) == "Config(explorers=1, cycles=5)"
+    assert repr(fraction) == "Config(cycles=5)"
+    assert repr(Recipe(seed=3, model="cnn")) == "Recipe(seed=3, model='cnn')"
 
 
 def test_settings_are_given_by_name():

@@ -363,7 +363,7 @@ def test_to_changes_all_tensors_and_nothing_else():
     torch.testing.assert_close(single.to(dtype=torch.float64).variance, posterior.variance, rtol=1e-7, atol=0)
     fields = ("count", "layout", "within_scale", "between_scale", "temperature")
     assert [getattr(single, name) for name in fields] == [getattr(posterior, name) for name in fields]
-    assert posterior.to().mean is posterior.mean
+    assert posterior.to().mean is posterior.to("cpu").mean is posterior.mean
 
 
 def test_a_bfloat16_posterior_can_be_drawn_from_and_measured():

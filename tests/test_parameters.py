@@ -304,6 +304,12 @@ def test_of_many_missing_parameters_the_first_are_named():
         layout.flatten({"weight": torch.ones(1, 1)})
 
 
+def test_a_layout_shows_its_first_parameters_and_how_many_there_are():
+    assert repr(Layout.of(nn.Linear(300, 7))) == "Layout(2,107 weights: weight [7, 300], bias [7])"
+    long = repr(Layout.of(nn.Sequential(*(nn.Linear(1, 1) for _ in range(9)))))
+    assert long == "Layout(18 weights: 0.weight [1, 1], 0.bias [1], 1.weight [1, 1], 1.bias [1], ... (18 parameters))"
+
+
 def test_a_missing_parameter_is_named():
     layout = Layout.of(nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"parameters \['bias'\] are missing: expected \['weight', 'bias'\]"):

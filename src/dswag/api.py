@@ -29,7 +29,7 @@ class Run:
     posterior: GaussianPosterior
     history: tuple[RoundSummary, ...] = field(repr=False)
     """Round by round, without their weights: those of many rounds would fill the memory."""
-    engine: Engine
+    engine: Engine = field(repr=False)
     """Where the clients are; a model with BatchNorm layers needs it to predict."""
 
 

@@ -14,9 +14,9 @@ from dswag.aggregation import ROBUST
 from dswag.cohorts import cohort_size, fewest_withstanding, malicious_number
 from dswag.files import write_text
 from dswag.robust_moments import SPARE
+from dswag.tasks import ClientUpdate, Part
 from dswag.validation import ConfigError as ConfigError
 from dswag.validation import validated
-from dswag.tasks import ClientUpdate, Part
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]

@@ -19,8 +19,8 @@ Selection = Callable[[str], bool] | Iterable[str]
 class Layout:
     """Where each parameter lies in θ [d]: trainable parameters in the module's order, tied ones once, by name.
 
-    Frozen parameters (`requires_grad=False`) and buffers are no part of θ. Names are those of the model itself, whatever
-    is wrapped around it (`unwrapped`).
+    Frozen parameters (`requires_grad=False`) and buffers are no part of θ. Names are those of the model itself,
+    whatever is wrapped around it (`unwrapped`).
     """
 
     names: tuple[str, ...]
@@ -54,6 +54,11 @@ class Layout:
             found = ", ".join(f"{dtype} on {device} ({name})" for (dtype, device), name in kinds.items())
             raise ValueError(f"θ needs one dtype and one device, got {found}: move the model with model.to(...)")
         return cls(tuple(trainable), tuple(tuple(p.shape) for p in trainable.values()))
+
+    def __repr__(self) -> str:
+        shapes = [f"{name} {list(shape)}" for name, shape in zip(self.names, self.shapes, strict=True)]
+        more = f", ... ({len(shapes)} parameters)" if len(shapes) > 4 else ""
+        return f"Layout({self.d:,} weights: {', '.join(shapes[:4])}{more})"
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -213,7 +213,7 @@ class GaussianPosterior:
         }
         return replace(self, **tensors, layout=layout)
 
-    def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "GaussianPosterior":
+    def to(self, device: str | torch.device | None = None, *, dtype: torch.dtype | None = None) -> "GaussianPosterior":
         """The same posterior with its tensors on a device, or in a dtype.
 
         Raises:

@@ -1,6 +1,7 @@
 """Classes of settings that are checked when made, and say in our words what is wrong with them."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any, TypeVar, dataclass_transform
@@ -32,10 +33,11 @@ class ConfigError(ValueError):
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def validated(cls: type[ClassT]) -> type[ClassT]:
-    """The class as a frozen dataclass of settings given by name; one that cannot be is a ConfigError, a line a fault."""
+    """The class as a frozen dataclass of settings given by name; what cannot be is a ConfigError, a line a fault."""
     config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-    made: Any = dataclass(frozen=True, kw_only=True, config=config)(cls)
+    made: Any = dataclass(frozen=True, kw_only=True, repr=False, config=config)(cls)
     made.__init__ = _in_our_words(made.__init__)
+    made.__repr__ = _short
     return made  # type: ignore[no-any-return]
 
 
@@ -50,6 +52,12 @@ def _in_our_words(init: Callable[..., None]) -> Callable[..., None]:
             raise ConfigError("\n".join(faults)) from None
 
     return wrapped
+
+
+def _short(self: Any) -> str:
+    """The call that makes it, without the settings that are left at their defaults; 1 client and 1.0 of them differ."""
+    values = ((field.name, repr(getattr(self, field.name)), repr(field.default)) for field in fields(self))
+    return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value, usual in values if value != usual)})"
 
 
 def _described(fault: Any, names: list[str]) -> Iterator[str]:

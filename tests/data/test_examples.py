@@ -161,6 +161,9 @@ def test_values_that_are_not_finite_are_named_with_their_example(bad, shape):
         (Stream(), TypeError, "Stream has no length"),
         (DataLoader(Stream()), TypeError, "Stream has no length"),
         ("mnist", TypeError, "pair of tensors .*, a Dataset or a DataLoader, got str"),
+        (({"x": INPUTS}, TARGETS), TypeError, "inputs must be one tensor or array, got dict: .* give a Dataset"),
+        (((INPUTS, INPUTS), TARGETS), TypeError, "inputs must be one tensor or array, got a tuple of 2"),
+        ((INPUTS, ["cat"] * N), TypeError, "targets must be one tensor or array, got a list of 10"),
         ((INPUTS, TARGETS, TARGETS), TypeError, "pair of tensors .*, a Dataset or a DataLoader, got a tuple of 3"),
     ],
 )
@@ -170,7 +173,7 @@ def test_what_is_no_client_data_is_refused(data, error, message):
 
 
 def test_batches_that_are_no_pairs_are_refused():
-    with pytest.raises(TypeError, match=r"a batch must be \(inputs, targets\), got list"):
+    with pytest.raises(TypeError, match=r"must be \(inputs, targets\), got a list of 3: .* a tuple or a dictionary"):
         list(client_data(TensorDataset(INPUTS, TARGETS, TARGETS)).batches(4))
 
 

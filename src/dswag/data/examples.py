@@ -133,7 +133,8 @@ class LoaderExamples:
         for batch in _drawing_from(generator, self._loader(batch_size, generator)):
             if not isinstance(batch, Sequence) or len(batch) != 2:
                 raise TypeError(
-                    f"a batch must be (inputs, targets), got {type(batch).__name__}: wrap your data set so that it is"
+                    f"a batch must be (inputs, targets), got {_described(batch)}: wrap your data set so that it gives "
+                    "pairs; several inputs are one that is a tuple or a dictionary"
                 )
             yield batch[0], batch[1]
 
@@ -184,6 +185,7 @@ def client_data(data: Any) -> ClientData:
 
     Raises:
         TypeError: anything else.
+        ValueError: examples that are empty, do not pair up, or are NaN or infinite.
     """
     if isinstance(data, ClientData):
         return data
@@ -198,12 +200,25 @@ def client_data(data: Any) -> ClientData:
     if isinstance(data, Dataset):
         return LoaderExamples(data)
     if isinstance(data, tuple | list) and len(data) == 2:
-        return Examples(torch.as_tensor(data[0]), torch.as_tensor(data[1]))
-    found = f"a {type(data).__name__} of {len(data)}" if isinstance(data, tuple | list) else type(data).__name__
+        return Examples(_tensor("inputs", data[0]), _tensor("targets", data[1]))
     raise TypeError(
-        f"a client's data must be a pair of tensors (inputs, targets), a Dataset or a DataLoader, got {found}: "
-        "give a list of these, one for each client"
+        f"a client's data must be a pair of tensors (inputs, targets), a Dataset or a DataLoader, "
+        f"got {_described(data)}: give a list of these, one for each client"
     )
+
+
+def _tensor(what: str, values: Any) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{what} must be one tensor or array, got {_described(values)}: for any other form give a Dataset of "
+            "(input, target) pairs"
+        ) from error
+
+
+def _described(value: Any) -> str:
+    return f"a {type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
 
 
 def _samples_plainly(loader: DataLoader[Any]) -> bool:
