@@ -1,4 +1,4 @@
-"""The folder of a run: settings, partition, history, checkpoint, posterior, landscape, metrics, report: a file each."""
+"""The folder of a run, with a file each for settings, partition, history, checkpoint, posterior and outcome."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ RecordT = TypeVar("RecordT")
 
 
 class RunFolderError(ValueError):
-    """A folder that cannot hold a run, or a part of a run that is missing, damaged or not of this run."""
+    """A folder that cannot hold a run, or a part of a run that is missing, damaged or of another run."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """The folder of a run that was started some time.
+        """The folder of a run that was started before.
 
         Raises:
             RunFolderError: no folder, or one that holds no run.
@@ -115,14 +115,14 @@ class RunFolder:
         return self._record(PARTITION, ClassCounts)
 
     def save_history(self, rounds: Sequence[RoundRecord], exploration: ExploreRecord | None = None) -> None:
-        """Writes a line for each round, and one for phase 2 where it is done."""
+        """Writes a line for each round, and one for phase 2 once it is done."""
         records: list[RoundRecord | ExploreRecord] = [*rounds, *([] if exploration is None else [exploration])]
         lines = [json.dumps(asdict(record), allow_nan=False) + "\n" for record in records]
         with self._saving(HISTORY) as path:
             write_text(path, "".join(lines))
 
     def history(self) -> tuple[RoundRecord, ...]:
-        """The rounds done; none where phase 1 did not come that far.
+        """The complete rounds; none if there is none yet.
 
         Raises:
             RunFolderError: a line that is cut off or no round; it is named.
@@ -130,16 +130,16 @@ class RunFolder:
         return tuple(record for record in self._records() if isinstance(record, RoundRecord))
 
     def exploration(self) -> ExploreRecord | None:
-        """What phase 2 took; None where it is not done. Raises as `history` does."""
+        """The record of phase 2; None if it is not done. Raises what `history` does."""
         return next((record for record in self._records() if isinstance(record, ExploreRecord)), None)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Writes where phase 1 stands, and keeps the checkpoint before."""
+        """Writes the state of phase 1, and keeps the previous checkpoint."""
         with self._saving(CHECKPOINT) as path:
             checkpoint.save(path)
 
     def checkpoint(self) -> Checkpoint:
-        """Where phase 1 stands.
+        """The state of phase 1 after its last round.
 
         Raises:
             RunFolderError: no round was completed.
@@ -148,7 +148,7 @@ class RunFolder:
         return Checkpoint.load(self._existing(CHECKPOINT, "no round of phase 1 was completed: train again"))
 
     def latest_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """From where to go on, and why not from a newer one; None for the start. Raises as `Checkpoint.latest` does."""
+        """The checkpoint to continue from, if any, and faults of newer ones; raises what `Checkpoint.latest` does."""
         return Checkpoint.latest(self.path / CHECKPOINT)
 
     def rounds_before(self, checkpoint: Checkpoint | None) -> tuple[RoundRecord, ...]:
@@ -168,34 +168,34 @@ class RunFolder:
 
     @property
     def answers(self) -> Path:
-        """The folder for what explorers answered, while phase 2 is not done or scored."""
+        """The folder for explorers' answers, which exists until the run has been scored."""
         return self.path / ANSWERS
 
     def remove_leftovers(self) -> None:
-        """Removes what a process left that was killed while it wrote."""
+        """Removes temporary files of processes that were killed while they wrote."""
         for name in FILES:
             remove_leftovers(self.path / name)
 
     def remove_answers(self) -> None:
-        """Removes what only serves to resume a run: the explorers' answers, and the checkpoint before the last."""
+        """Removes what is needed only for resuming: the explorers' answers and the previous checkpoint."""
         shutil.rmtree(self.answers, ignore_errors=True)
         before(self.path / CHECKPOINT).unlink(missing_ok=True)
 
     def save_posterior(self, posterior: GaussianPosterior) -> None:
-        """Writes what Algorithm 1 returned; a landscape is of the posterior before, so that it goes."""
+        """Writes the posterior, and removes the landscape, which belongs to the previous one."""
         with self._saving(POSTERIOR) as path:
             posterior.save(path)
         (self.path / LANDSCAPE).unlink(missing_ok=True)
 
     def has_posterior(self) -> bool:
-        """Whether phase 2 came far enough for a posterior."""
+        """Whether there is a posterior."""
         return (self.path / POSTERIOR).exists()
 
     def posterior(self) -> GaussianPosterior:
-        """What Algorithm 1 returned.
+        """The posterior.
 
         Raises:
-            RunFolderError: phase 2 did not come far enough for one.
+            RunFolderError: there is none yet.
             PosteriorFileError: a file that is damaged, foreign or of a newer format.
         """
         return GaussianPosterior.load(self._existing(POSTERIOR, "the run was stopped too early for one: train again"))
@@ -206,7 +206,7 @@ class RunFolder:
             write_text(path, json.dumps(asdict(landscape), allow_nan=False) + "\n")
 
     def landscape(self) -> Landscape | None:
-        """The loss around the posterior's mean; None where it was not measured.
+        """The loss around the posterior's mean; None if it was not measured.
 
         Raises:
             RunFolderError: a file that is damaged or foreign.
@@ -219,7 +219,7 @@ class RunFolder:
             write_text(path, json.dumps(asdict(metrics), indent=2, allow_nan=False) + "\n")
 
     def metrics(self) -> Metrics | None:
-        """The scores of all methods; None where the run has not been evaluated.
+        """The scores of all methods; None if the run has not been evaluated.
 
         Raises:
             RunFolderError: a file that is damaged or foreign.
@@ -227,7 +227,7 @@ class RunFolder:
         return self._record(METRICS, Metrics)
 
     def save_report(self, html: str) -> Path:
-        """Writes the page, and returns where."""
+        """Writes the HTML page, and returns its path."""
         with self._saving(REPORT) as path:
             write_text(path, html)
         return path
@@ -257,31 +257,31 @@ class RunFolder:
 
 
 class Unwritten(RunFolder):
-    """The folder of a run that another process writes: nothing is saved, what is there can be read."""
+    """The folder of a run that another process writes: files can be read, but nothing is saved."""
 
     def save_partition(self, counts: ClassCounts) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def save_history(self, rounds: Sequence[RoundRecord], exploration: ExploreRecord | None = None) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def save_posterior(self, posterior: GaussianPosterior) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def save_landscape(self, landscape: Landscape) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def save_metrics(self, metrics: Metrics) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def remove_leftovers(self) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def remove_answers(self) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
 
 @contextmanager
