@@ -28,3 +28,25 @@ def test_every_known_defect_has_a_test():
 def test_every_file_that_a_document_links_to_exists(document):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text())
     assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_heading_that_a_document_links_to_exists(document):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", document.read_text())
+    assert [
+        anchor for path, anchor in links if anchor not in anchors(document.parent / path if path else document)
+    ] == []
+
+
+def anchors(document):
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_map_of_the_architecture_has_every_module_and_no_other():
+    text = (ROOT / "docs/architecture.md").read_text()
+    names = set(re.findall(r"`(\w+)`", text[text.index("## What is where") : text.index("`training` does not import")]))
+    modules = {path.stem for path in (ROOT / "src/dswag").iterdir() if path.suffix == ".py" or path.is_dir()}
+    inside_others = {"train", "Recorded"}
+    assert names - inside_others == modules - {"__init__", "__main__", "__pycache__"}

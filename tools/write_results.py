@@ -19,26 +19,30 @@ ROOT = Path(__file__).resolve().parents[1]
 
 INTRODUCTION = """# Results
 
-The paper's figures, run again with this library, and tables that it has not. The paper prints no numbers, no learning
-rates and no seeds: what can be compared are trends. `tools/write_results.py` writes this page from the files in
-[results](../results), one for each run, with its settings, versions, machine and duration; no result in it is written
-by hand."""
+The paper's figures, run again with this library, and tables that the paper does not have. The paper states no numbers,
+learning rates or seeds, so only trends can be compared. `tools/write_results.py` writes this page from the files in
+[results](../results). There is one for each run, with its settings, versions, machine and duration; no result on this
+page is written by hand."""
 
 SETTINGS = """`dswag reproduce all` runs what is missing, `dswag reproduce --list` says how long that takes, and
-`dswag reproduce NAME --quick` does the same on a small data set in a minute. The settings are in
-`src/dswag/experiments/*.toml`. On MNIST, Figures 4 to 7 have 100 rounds with a stop at 100 % training accuracy and 20
-epochs of phase 2, as in the paper. With one worker a snapshot is taken after each of the 20 epochs, since a single
-snapshot has no spread: W = 1 is SWAG. With more, each worker gives one. Where clients differ, and in the table of all
-methods, phase 1 has 50 rounds without a stop, each worker gives two snapshots and holds a tenth of its examples out.
-`mnist5k` is the 4,000 training and 1,000 test digits inside the package: the same runs there (`--dataset mnist5k`) take
-a tenth of the time.
+`dswag reproduce NAME --quick` tries the same on a small data set in about a minute. The settings are in
+`src/dswag/experiments/*.toml`. On MNIST, Figures 4 to 7 have up to 100 rounds, ended early at a training accuracy of
+100 %, and 20 epochs of phase 2, as in the paper. With one worker, a snapshot is taken after each of the 20 epochs,
+since a single snapshot has no spread: W = 1 is SWAG. With more workers, each gives one snapshot. If clients differ, and
+in the table of all methods, phase 1 has exactly 50 rounds, and each worker gives two snapshots and holds out a tenth of
+its examples. `mnist5k` are the 4,000 training and 1,000 test digits inside the package: the same runs there
+(`--dataset mnist5k`) take a tenth of the time.
 
-Methods: `phase-1` is θ_T; `dswag`, `dswag-diagonal` and `dswag-mean` are draws from the posterior, from its diagonal
-and its mean alone; `swag-global` and `swag-local` are the two readings of "SWAG after distributed training", moments of
-the averaged models of further rounds and of one worker that goes on alone; `ensemble` averages what the workers'
-snapshots predict; `noise-matched` is equal noise on all weights with DSWAG's total variance. `dswag-calibrated` has two
-scales and a temperature fitted where the data are ([heterogeneous.md](heterogeneous.md)). The others are the methods of
-`dswag compare` ([baselines.md](baselines.md))."""
+Methods:
+
+- `phase-1` is θ_T, the model at the end of phase 1.
+- `dswag` and `dswag-diagonal` predict with draws from the posterior and from its diagonal, `dswag-mean` with its mean.
+- `dswag-calibrated` has scales and a temperature fitted to held-out examples ([heterogeneous.md](heterogeneous.md)).
+- `swag-global` and `swag-local` are two readings of the paper's "SWAG after distributed training": moments of the
+  averaged models of further rounds, and of the weights of one worker that continues alone.
+- `ensemble` averages the predictions of the workers' snapshots.
+- `noise-matched` is equal noise on all weights, with the total variance of DSWAG.
+- The others are the methods of `dswag compare` ([baselines.md](baselines.md))."""
 
 DATASETS = ("mnist", "mnist5k", "cifar10")
 """In the order in which they are shown. Those that are not a figure's own have a folder in results/."""

@@ -21,14 +21,14 @@ from dswag.workspace import Loss
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What `train` leaves behind."""
+    """What `train` returns."""
 
     config: Config
     theta: Float[Tensor, "d"] = field(repr=False)
     """θ_T, the phase-1 model."""
     posterior: GaussianPosterior
     history: tuple[RoundSummary, ...] = field(repr=False)
-    """Round by round, without their weights: those of many rounds would fill the memory."""
+    """Every round of phase 1, without its weights: those of many rounds would fill the memory."""
     engine: Engine = field(repr=False)
     """Where the clients are; a model with BatchNorm layers needs it to predict."""
 
@@ -41,19 +41,23 @@ def train(
     loss: Loss = F.cross_entropy,
     engine: Engine | None = None,
 ) -> Run:
-    """Algorithm 1 from the model's weights on the clients' data, in this process unless another engine is given.
+    """Algorithm 1: the posterior after training from the model's weights on the clients' data, with all that led to it.
+
+    The clients run in this process unless another engine is given.
 
     Args:
         model: any module with trainable parameters. It is not changed; `run.posterior.mean_into(model)` does that.
-        clients: each client's examples: a pair of tensors, a `Dataset` or a `DataLoader`.
-        config: the settings; its `clients` is the length of `clients`.
-        loss: mean loss of (outputs, targets).
-        engine: where the clients run instead; `clients` and `loss` are then the engine's affair.
+        clients: each client's examples: a pair of tensors (inputs, targets), a `Dataset` or a `DataLoader`.
+        config: the settings; `config.clients` must be the number of clients.
+        loss: a function of (outputs, targets) that returns the mean loss of the batch.
+        engine: where the clients run instead; `clients` and `loss` are then not used, as the engine has its own.
 
     Raises:
-        ValueError: settings that do not fit the clients.
+        TypeError: a model that is no module, or data that are no sequence of clients.
+        ValueError: settings that do not fit the clients, or a client without examples.
         ClientError: a client failed; it is named, with the round, the epoch and the cause.
-        TooFewClientsError, DivergenceError: from the algorithms.
+        TooFewClientsError: with `on_failure="skip"`, fewer clients answered than are needed.
+        DivergenceError: the loss of phase 1 has grown too much, or θ is not finite.
     """
     if engine is None:
         engine = InProcess(model, clients, loss=loss)

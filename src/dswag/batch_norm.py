@@ -124,7 +124,12 @@ def buffers(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
 def update(module: nn.Module, batches: Iterable[Any]) -> None:
     """Sets the module's BatchNorm statistics to those of its layers' inputs over the batches, in place.
 
-    A batch is what the module takes, or a tuple or list whose first element is. Nothing changes if it fails.
+    The mean and the unbiased variance over all examples are exact, whatever the sizes of the batches. A batch is what
+    the module takes, or a tuple or list that begins with it. Nothing changes if it fails, or if there are no such
+    layers.
+
+    Raises:
+        ValueError: no batches, or a layer that saw a single value per channel.
     """
     inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
     load(module, buffers(collect(module, inputs)))

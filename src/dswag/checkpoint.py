@@ -1,4 +1,4 @@
-"""Checkpoints of phase 1: all that the next round is a function of, in a safetensors file."""
+"""Checkpoints of phase 1: everything that the next round depends on, in a safetensors file."""
 
 import json
 from collections.abc import Mapping
@@ -26,16 +26,16 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Where phase 1 stands, and of what it is."""
+    """The state of phase 1 after a round, and the parameters and settings that it belongs to."""
 
     server: Server
     layout: Layout | None = None
     """The parameters behind θ."""
     settings: Mapping[str, object] = field(default_factory=dict)
-    """Those that the run's outcome depends on: `Config.decisive()`."""
+    """Those on which the outcome of the run depends: `Config.decisive()`."""
 
     def save(self, path: str | Path) -> None:
-        """Replaces the file by one with this, and keeps the one before beside it, for `latest`."""
+        """Writes the checkpoint in place of the file; what the file held before is kept beside it, for `latest`."""
         tensors = {name: getattr(self.server, name) for name in _TENSORS}
         present = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
         described = {
@@ -82,10 +82,10 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, path: str | Path) -> tuple[Self | None, tuple[str, ...]]:
-        """The newest checkpoint that can be read, None where none was ever saved, and what is wrong with newer ones.
+        """The newest checkpoint that can be read, and what is wrong with newer ones; (None, ()) if none was ever saved.
 
         Raises:
-            CheckpointError: there are some, and none can be read.
+            CheckpointError: there are checkpoints, but none can be read.
         """
         faults: list[str] = []
         for candidate in (Path(path), before(Path(path))):
@@ -100,7 +100,7 @@ class Checkpoint:
         return None, ()
 
     def check(self, config: Config) -> None:
-        """Raises CheckpointError where this is of a run with other settings, with those that differ."""
+        """Raises CheckpointError if this is of a run with other settings, and names those that differ."""
         differing = differences(config.decisive(), self.settings)
         if differing:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Moments of weights that lie in checkpoint files, with or without the module at hand."""
+"""Moments of the weights in checkpoint files; the module itself is not needed."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -25,7 +25,7 @@ class Contents:
     layout: Layout
     """Its weights, in the file's order."""
     left_out: tuple[str, ...]
-    """Its other tensors: buffers, whole numbers, further names of tied weights, and names without the prefix."""
+    """Names of its other tensors: buffers, integers, further names of tied weights, names without the prefix."""
 
 
 def moments_from_files(
@@ -39,9 +39,9 @@ def moments_from_files(
     prefix: str = "",
     taken_in: Callable[[Path], None] = lambda path: None,
 ) -> Moments:
-    """The moments of checkpoints, each a snapshot, of which one at a time is in memory.
+    """The moments of the weights in checkpoint files, each of which is one snapshot; one file at a time is in memory.
 
-    Statistics of BatchNorm layers are no weights: they have to be collected anew for every draw from the posterior
+    Statistics of BatchNorm layers are not weights: collect them anew for every draw from the posterior
     (`dswag.update_batch_norm`).
 
     Args:
@@ -52,13 +52,13 @@ def moments_from_files(
         centering: as for `Moments`.
         layout: the entries that make up θ, such as `Layout.of(model)`; others are ignored. Without one, θ is what
             `contents` finds in the first file, in that file's order, and every file must hold the same.
-        key: where the state dict lies in a nested file, such as "state_dict"; a dot leads further down.
-        prefix: take the entries that start with it, such as "model.", and name them without it.
+        key: where a nested file holds the state dict, such as "state_dict"; use dots for deeper levels.
+        prefix: take only entries whose names start with this, such as "model.", and remove it from their names.
         taken_in: called with each file whose weights are in the moments.
 
     Raises:
-        CheckpointFileError: a file that is truncated, foreign or that it takes code to read, NaN or infinite weights,
-            or entries that differ between files; the file and the entry are named.
+        CheckpointFileError: a file that is truncated, of another kind, or readable only by executing code; NaN or
+            infinite weights; or entries that differ between files. The error names the file and the entry.
         FileNotFoundError: no such file or folder.
         ValueError: no checkpoints at all, or settings that `Moments` refuses.
     """
@@ -75,12 +75,13 @@ def moments_from_files(
 
 
 def contents(path: str | Path, *, key: str | None = None, prefix: str = "") -> Contents:
-    """What a checkpoint file holds of θ, where no module says what its parameters are.
+    """Which tensors of a checkpoint file are weights, judged without a module.
 
     Floating-point tensors are weights, unless their name is one of `BUFFERS`; weights that share memory count once.
 
     Raises:
-        CheckpointFileError: a file that is truncated, foreign, without weights, or that it takes code to read.
+        CheckpointFileError: a file that is truncated, of another kind, without weights, or readable only by executing
+            code.
     """
     layout = _layout(_read(Path(path), key, prefix))
     taken = {prefix + name for name in layout.names}

@@ -33,15 +33,15 @@ class ComparisonError(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How good a method was with one seed, and what it took."""
+    """Scores and costs of one method with one seed."""
 
     method: str
     seed: int
     scores: Scores
     detection: Mapping[str, Detection]
-    """How well each score of uncertainty tells inputs that are out of distribution."""
+    """How well each score of uncertainty tells out-of-distribution inputs."""
     epochs: float
-    """Gradients, in passes over all examples that training sees."""
+    """Gradients, in passes over all training examples."""
     cost: Cost
     prediction_seconds: float
     """For the test set."""
@@ -49,7 +49,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Failure:
-    """A method that came to no outcome with a seed."""
+    """A method that failed with a seed, and why."""
 
     method: str
     seed: int
@@ -67,7 +67,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measure:
-    """Something that methods are compared in."""
+    """A quantity in which methods are compared."""
 
     title: str
     read: Callable[[Outcome], float]
@@ -77,7 +77,7 @@ class Measure:
     decimals: int = 4
 
     def text(self, spread: Spread) -> str:
-        """The mean, and the standard deviation where there is one."""
+        """The mean, and the standard deviation if there is one."""
         shown = f"{self.factor * spread.mean:,.{self.decimals}f}"
         return shown if spread.std is None else f"{shown} ± {self.factor * spread.std:,.{self.decimals}f}"
 
@@ -129,7 +129,7 @@ def compare_methods(
     *,
     workers: int | None = None,
 ) -> Iterator[Outcome | Failure]:
-    """The outcome of every method with every seed, once it is saved; what the folder holds already is not run again.
+    """The outcome of every method with every seed, once it is saved; what the folder already holds is not run again.
 
     Methods of one seed share what they have in common, such as phase 1. A method that fails, such as one that diverges,
     does not stop the others; it is tried again the next time.
@@ -175,7 +175,7 @@ def measure(method: Method, experiment: Experiment, problem: Problem) -> Outcome
 
 
 def outside(experiment: Experiment) -> UInt8[Tensor, "n channels h w"]:
-    """Inputs that are unlike the training data in what they show, and like them in kind."""
+    """Inputs of the same kind as the training data that show something else."""
     dataset = experiment.dataset
     if dataset.name in OUTSIDE:
         return datasets.load_test(OUTSIDE[dataset.name], experiment.recipe.data_dir, progress=True).inputs

@@ -25,10 +25,10 @@ Share = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)
 
 @validated
 class Config:
-    """What Algorithms 1 and 2 run with. A share of clients is a number (int) or a fraction (float in (0, 1]).
+    """The settings of Algorithms 1 and 2. A share of the clients is a number (int) or a fraction (float in (0, 1]).
 
     Raises:
-        ConfigError: unknown settings, or values that cannot be, with a line for each fault.
+        ConfigError: unknown settings, or values that cannot be used, with a line for each fault.
     """
 
     clients: Count = 10
@@ -39,52 +39,52 @@ class Config:
     rounds: Count = 20
     """Phase 1: global rounds (T)."""
     clients_per_round: Share = 1.0
-    """Phase 1: share of the clients sampled in each round (S in line 4): 3 are three clients, 0.3 is three in ten."""
+    """Phase 1: clients sampled in each round (S in line 4): 3 are three clients, 0.3 is three in ten."""
     local_epochs: Count = 1
     """Phase 1: epochs on each client in each round (L)."""
     learning_rate: Rate = 0.05
     """Phase 1: learning rate (η_l1)."""
     final_learning_rate: Rate | None = None
-    """Phase 1: the learning rate falls linearly to this one in the last round; it is constant if not given."""
+    """Phase 1: learning rate of the last round, to which it falls linearly; constant if not given."""
     aggregation: Literal[
         "mean", "weighted-mean", "median", "trimmed-mean", "geometric-median", "krum", "multi-krum"
     ] = "mean"
-    """Phase 1: the server's Update (line 12); all but the means withstand malicious clients."""
+    """Phase 1: how the server combines the clients' weights (Update in line 12); all but the means are robust."""
     byzantine: Share = 0.2
-    """Robust rules: share of the clients of an exchange that may be malicious (f); "trimmed-mean" cuts so many."""
+    """Robust rules: clients of an exchange that may be malicious (f), as a number or a fraction."""
     clip_update: Rate | None = None
-    """Robust rules: largest norm of a client's step from θ in phase 1, before any rule; no limit if not given."""
+    """Robust rules: norm to which a client's step from θ is shortened in phase 1; no limit if not given."""
     server_optimizer: Literal["plain", "momentum", "adagrad", "yogi", "adam"] = "plain"
-    """Server update: what the server does with the step from θ to the clients' aggregate."""
+    """Server update: optimizer that takes the step from θ to the clients' aggregate; plain goes there directly."""
     server_learning_rate: Rate = 1.0
-    """Server update: learning rate (η); the adaptive optimizers want a small one, such as 0.01."""
+    """Server update: learning rate (η); small, such as 0.01, for the adaptive optimizers."""
     server_momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.9
     """Server update: momentum (β₁)."""
     server_second_momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.99
-    """Server update: momentum of the second moment of "yogi" and "adam" (β₂)."""
+    """Server update: decay rate of the second moment in "yogi" and "adam" (β₂)."""
     server_epsilon: Rate = 1e-3
-    """Server update: adaptivity of the adaptive optimizers (τ)."""
+    """Server update: constant in the denominator of the adaptive optimizers (τ)."""
 
     stop_accuracy: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
-    """Phase 1: ends early once the accuracy on the clients' own data reaches this (Section 6.1)."""
+    """Phase 1: accuracy on the clients' own training data at which it ends early (Section 6.1); never if not given."""
 
     explorers: Share = 1.0
-    """Phase 2: share of the clients that explore (P in line 16): 1 is one client, 1.0 all of them."""
+    """Phase 2: clients that explore (P in line 16): 1 is one client, 1.0 all of them."""
     explore_epochs: Count = 5
     """Phase 2: epochs on each explorer (M)."""
     explore_learning_rate: Rate = 0.01
     """Phase 2: learning rate at the start of each cycle (α₁ of η_l2)."""
     explore_final_learning_rate: Rate = 0.001
-    """Phase 2: learning rate towards which each cycle falls (α₂ of η_l2)."""
+    """Phase 2: learning rate towards which it falls in each cycle (α₂ of η_l2)."""
     cycles: Count = 1
-    """Phase 2: learning rate cycles on each explorer, of M / cycles epochs each (c)."""
+    """Phase 2: learning rate cycles on each explorer, of M / cycles epochs each; a divisor of M."""
     snapshots_per_cycle: Count = 1
-    """Phase 2: how many times θ is taken in each cycle, evenly spaced, the last at its end."""
+    """Phase 2: snapshots of θ that each explorer gives in a cycle, evenly spaced, the last at its end."""
 
     batch_size: Count = 50
-    """Client update: most examples in a minibatch; the batches of an epoch differ in size by at most one."""
+    """Client update: largest size of a minibatch; the batches of an epoch differ in size by at most one."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """Client update: the optimizer, its state empty at the start of every task."""
+    """Client update: the optimizer; its state is empty at the start of every round and of phase 2."""
     momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.9
     """Client update: momentum of SGD, β₁ of AdamW."""
     nesterov: Annotated[bool, Field(strict=True)] = False
@@ -94,42 +94,42 @@ class Config:
     proximal: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 0.0
     """Client update: weight of FedProx's proximal term (μ), which holds clients near the θ they start from."""
     rate_factors: tuple[Rate, ...] = ()
-    """Client update: a factor on every learning rate of each client, in the order of the clients; all 1 if empty."""
+    """Client update: a number for each client, in their order, that multiplies its learning rates; all 1 if empty."""
     clip_gradient: Rate | None = None
-    """Client update: largest norm of a minibatch's gradient; no limit if not given."""
+    """Client update: norm to which a minibatch's gradient is shortened; no limit if not given."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Client update: "bfloat16" runs forward and backward under autocast; weights stay float32."""
+    """Client update: "bfloat16" runs forward and backward passes under autocast; weights stay float32."""
 
     rank: Annotated[int, Field(ge=0, strict=True)] = 20
-    """Phase 3: most deviation columns kept (K); 0 gives a diagonal posterior."""
+    """Phase 3: deviation columns that are kept, at most (K); 0 gives a diagonal posterior."""
     centering: Literal["final", "running"] = "final"
-    """Phase 3: center columns on the final mean, or on the running mean as line 29 prints."""
+    """Phase 3: center columns on the final mean, or on the running mean as printed in line 29."""
 
     moments: Literal["mean", "trimmed", "median"] = "mean"
-    """Phase 3: "trimmed" and "median" withstand malicious explorers, in memory for all snapshots."""
+    """Phase 3: "trimmed" and "median" withstand malicious explorers, but keep all snapshots in memory."""
 
     samples: Count = 30
     """Algorithm 2: draws from the posterior (S)."""
     scale: Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)] = 1.0
-    """Algorithm 2: factor on the covariance; the paper's is 1."""
+    """Algorithm 2: factor on the covariance; 1 in the paper."""
     batch_norm_examples: Annotated[int, Field(ge=2, strict=True)] | None = None
-    """Algorithm 2: examples of each client in each BatchNorm refresh, rounded up to batches; all if not given."""
+    """Algorithm 2: examples of each client for BatchNorm statistics, rounded up to whole batches; all if not given."""
 
     on_failure: Literal["fail", "skip"] = "fail"
-    """Faults: what happens when a client fails: the run stops, or goes on with those that answered."""
+    """Faults: when a client fails, the run stops ("fail") or goes on with those that answered ("skip")."""
     min_clients: Share = 0.5
-    """Faults: least share of the clients of each exchange that must answer, where failing ones are skipped."""
+    """Faults: clients of each exchange that must answer, as a number or a fraction, where failing ones are skipped."""
     client_time_limit: Rate | None = None
-    """Faults: seconds of training after which a client has failed; no limit if not given."""
+    """Faults: seconds of training after which a client counts as failed; no limit if not given."""
     max_loss_growth: Rate = 10.0
-    """Faults: times the first loss, taken as at least 1, above which training has diverged."""
+    """Faults: training has diverged once its loss exceeds this many times the first loss, taken as at least 1."""
     upload: Literal["float32", "bfloat16"] = "float32"
-    """Communication: "bfloat16" sends weights back as differences to θ, in half the bytes."""
+    """Communication: "bfloat16" sends weights back as differences from θ, in half the bytes."""
 
     holdout: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
-    """Calibration: fraction of each client's examples that training does not see."""
+    """Calibration: fraction of each client's examples that is held out of training."""
     calibrate: Annotated[bool, Field(strict=True)] = False
-    """Calibration: fit scales and temperature of the posterior to the held-out examples, on the clients."""
+    """Calibration: fit the posterior's scales and temperature to the held-out examples, on the clients."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -190,7 +190,7 @@ class Config:
         return faults
 
     def decisive(self) -> dict[str, object]:
-        """The settings that a run's outcome depends on, which one that is resumed keeps."""
+        """The settings on which the outcome of a run depends; a resumed run keeps them."""
         return asdict(self)
 
     @property
@@ -208,9 +208,9 @@ class Config:
         return self.rate_factors[client] if self.rate_factors else 1.0
 
     def enough_of(self, clients: int, *, phase: Literal[1, 2] | None = None) -> int | None:
-        """How many of so many clients must answer; None where all must.
+        """How many of so many clients must answer; None if all must.
 
-        In phases 1 and 2 as many as make an aggregate and a posterior with these settings, if those are more.
+        At least as many as phase 1 needs for an aggregate, and phase 2 for a posterior, with these settings.
         """
         if self.on_failure == "fail":
             return None
@@ -225,10 +225,10 @@ class Config:
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Self:
-        """The settings in a TOML file, those given beside it instead of the file's, defaults where both are silent.
+        """The settings in a TOML file, replaced by `overrides` where given, with defaults for all others.
 
         Raises:
-            ConfigError: a file that is no TOML, unknown keys, or values that cannot be, with a line for each fault.
+            ConfigError: a file that is not TOML, unknown keys, or impossible values, with a line for each fault.
             FileNotFoundError: no such file.
         """
         try:

@@ -16,7 +16,7 @@ from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, deliv
 
 @dataclass(frozen=True)
 class Missing:
-    """A client without a result in an exchange that went on without it."""
+    """A client without a result, in an exchange that went on without it."""
 
     client: int
     cause: str
@@ -24,12 +24,12 @@ class Missing:
 
 @dataclass(frozen=True, eq=False)
 class Exchange(Generic[FoldT]):
-    """What an exchange came to."""
+    """The outcome of an exchange."""
 
     fold: FoldT
     """The fold given, with every result that was let in."""
     clients: tuple[int, ...]
-    """Those asked, also where some of them are missing."""
+    """The clients asked, including any that are missing."""
     missing: tuple[Missing, ...]
     bytes_down: int
     """Bytes of tensors and numbers that went to all clients together."""

@@ -15,31 +15,31 @@ from dswag.scatter import Scatter
 from dswag.tasks import PER_COORDINATE, TrainResult, prefixed, within
 
 Snapshot = Float[Tensor, "d"] | Float[Tensor, "s d"] | nn.Module | Mapping[str, Tensor] | TrainResult
-"""θ; all snapshots of one client; or what θ can be read from."""
+"""θ; all snapshots of one client; or something that θ can be read from."""
 
 
 class Moments:
     """Mean, variance and deviation columns of snapshots of θ, accumulated in place.
 
-    Kept are the sum of the differences to the first snapshot and that of squares around the mean: 12 bytes a parameter
-    with the snapshot, where K = 20 columns take 80. E[θ²] - (E θ)², as printed in line 32, cancels in float32
-    (`test_variance_survives_where_the_printed_formula_cancels`). For up to 50 snapshots every variance is within 1e-6
-    of two passes in float64, whatever the order of the snapshots and the grouping of merges.
+    What is kept is the first snapshot, the sum of all differences to it, and the sum of squares around the mean: 12
+    bytes per parameter in float32, and 4 more for each column. The formula printed in line 32, E[θ²] - (E θ)², cancels
+    in float32 (`test_variance_survives_where_the_printed_formula_cancels`). For up to 50 snapshots every variance is
+    within 1e-6 of two passes in float64, whatever the order of the snapshots and the grouping of merges.
 
-    Where clients give several snapshots each, the scatter within clients is summed apart; the rest of the variance is
+    If clients give several snapshots each, the scatter within clients is summed separately; the rest of the variance is
     that between clients.
 
     Args:
-        anchor: a θ [d], such as that from which all snapshots start, which says what θ looks like; the first snapshot
-            if None. What is kept are differences to it in float64, to the first snapshot in float32.
+        anchor: a θ [d] that shows size, dtype and device, such as that from which all snapshots start; the first
+            snapshot if None. In float64, differences to it are summed; in float32, differences to the first snapshot.
         rank: K, the most deviation columns kept; 0 for none.
         columns: "last" keeps those of the K snapshots with the highest indices (line 28); "svd" the K principal
             directions of all snapshots.
-        centering: "final" centers the columns on the final mean; "running" as printed in line 29, on the mean so far,
-            which makes them depend on the order and lose part of the variance (docs/paper.md).
+        centering: "final" centers the columns on the final mean; "running", as printed in line 29, on the mean so far:
+            the columns then depend on the order of the snapshots and lose part of the variance (docs/paper.md).
         layout: the parameters behind θ; needed to add state dicts, and kept in the posterior.
-        dtype: of the sums: float32 or float64; if None that of θ, or float32 where θ has less. In float64 the posterior
-            does not depend on order and grouping to the last digit of float32, nor on clients that are removed again.
+        dtype: of the sums, float32 or float64; if None, that of θ, but at least float32. With float64 sums, order,
+            grouping and clients that are removed again change at most the last digit of a float32 posterior.
 
     Raises:
         ValueError: a rank of 1 or below 0, principal columns of rank 0 or on a running mean, an unknown kind of columns
@@ -99,15 +99,15 @@ class Moments:
         scatter.add(thetas, rows, running=self.centering == "running")
 
     def remove(self, snapshot: Snapshot, *, index: int) -> None:
-        """Takes out what was added with this index: a client that withdraws. The moments are as if it had never come.
+        """Takes out what was added with this index, for a client that withdraws: as if it had never been added.
 
-        In float32 they keep the rounding errors of what they were with it: a client whose distance from the rest is m
-        standard deviations of theirs costs a relative error of about m² 1e-7 in the variance, so that it matters where
-        clients are removed because they are outliers; dtype=torch.float64 has the digits for that.
+        In float32 the rounding errors of the larger sums remain. If the client was m standard deviations away from the
+        others, the variance keeps a relative error of about m² 1e-7. Use dtype=torch.float64 if clients are removed
+        because they are outliers.
 
         Raises:
-            ValueError: columns that have made others go, that are principal directions, or centered on a running mean;
-                more snapshots than there are, or an index that is known to be none.
+            ValueError: other columns were dropped to make room for the client's; columns are principal directions, or
+                centered on the running mean; there are fewer snapshots, or none that was added with this index.
         """
         thetas, _ = self._read(snapshot, index)
         scatter = self._fitting(thetas, index)
@@ -120,7 +120,8 @@ class Moments:
         """Takes in all snapshots of another accumulator, which stays as it is.
 
         Raises:
-            ValueError: printed columns, which depend on the order of the snapshots, settings that differ, or θ that do.
+            ValueError: columns centered on the running mean, which depend on the order of the snapshots; or different
+                settings, shapes or devices.
         """
         mine, theirs = ((m.rank, m.columns, m.centering) for m in (self, other))
         if mine != theirs:
@@ -162,7 +163,7 @@ class Moments:
         )
 
     def result(self) -> GaussianPosterior:
-        """The posterior, under the name that folds give to their outcome."""
+        """The posterior; folds call their outcome `result`."""
         return self.posterior()
 
     def empty(self) -> Self:

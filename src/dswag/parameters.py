@@ -12,7 +12,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 Selection = Callable[[str], bool] | Iterable[str]
-"""Some parameters: their names, or what tells from a name whether it is one of them."""
+"""Some of the parameters: their names, or a function that says of a name whether it is one of them."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Layout:
         Parameters that are not selected are no part of θ: they stay as they are in the module.
 
         Raises:
-            TypeError: no module, such as its class.
-            ValueError: the module has none, those of θ differ in dtype or device, are complex or not initialized yet,
-                or a selection of what is not there.
+            TypeError: something other than a module, such as its class.
+            ValueError: no trainable parameters, parameters that differ in dtype or device, are complex or not
+                initialized yet, or an unknown name selected.
         """
         if not isinstance(module, nn.Module):
             raise TypeError(f"the model must be an instance of nn.Module, got {_named(module)}")
@@ -80,7 +80,7 @@ class Layout:
         """The layout of some of the parameters, in the same order.
 
         Raises:
-            ValueError: names that are not there, or a selection of nothing.
+            ValueError: unknown names, or an empty selection.
         """
         shapes = dict(zip(self.names, self.shapes, strict=True))
         names = _selected(self.names, only)

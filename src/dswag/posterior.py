@@ -28,8 +28,8 @@ class GaussianPosterior:
 
     k is the number of columns stored, not the K asked for. Without columns the covariance is diag(variance) alone.
 
-    Where the scatter within clients is known, variance and columns have a part within and a part between clients, and
-    `within_scale` and `between_scale` multiply the covariance of each; both are 1 in the paper.
+    If the scatter within clients is known, variance and columns are sums of a part within and a part between clients;
+    `within_scale` and `between_scale` multiply the covariance of each part, and are 1 in the paper.
 
     Raises:
         ValueError: shapes that do not fit together, a single column, a negative variance, or NaN or infinity.
@@ -39,11 +39,11 @@ class GaussianPosterior:
     variance: Float[Tensor, "d"] = field(repr=False)
     deviations: Float[Tensor, "k d"] = field(repr=False)
     count: int
-    """How many snapshots it was made of."""
+    """The number of snapshots that it was made from."""
     layout: Layout | None = None
-    """The parameters behind θ, where known."""
+    """The parameters behind θ, if known."""
     variance_within: Float[Tensor, "d"] | None = field(default=None, repr=False)
-    """The part of the variance within clients; None where each gave a single snapshot: then all of it is between."""
+    """The part of the variance within clients; None if each gave one snapshot: then all variance is between clients."""
     deviations_within: Float[Tensor, "k d"] | None = field(default=None, repr=False)
     """The part of each column within its client; the rest of it is its client's mean less the global mean."""
     within_scale: float = 1.0
@@ -83,13 +83,12 @@ class GaussianPosterior:
     def factors(
         self, kind: Kind = "swag", scale: float = 1.0, part: slice | Tensor = slice(None)
     ) -> tuple[Float[Tensor, "p"], Float[Tensor, "k p"]]:
-        """(v, F) by which the covariance of θ[part] is diag(v) + FᵀF: scaled, halved, divided by k - 1 as `kind` says.
+        """(v, F) such that the covariance of θ[part] is diag(v) + FᵀF, with all factors that `kind` and `scale` imply.
 
-        `part` is a slice or a vector of indices. F has no rows where the columns take no part. Everything else about
-        the distribution follows from these.
+        `part` is a slice or a vector of indices. F has no rows if `kind` does not use the columns.
 
         Raises:
-            ValueError: an unknown kind, a scale that cannot be, or columns asked for where there are none.
+            ValueError: an unknown kind, a negative or infinite scale, or a kind that needs columns if there are none.
         """
         diagonal, low_rank = self._weights(kind, scale)
         variance = diagonal * self._combined(self.variance, self.variance_within, part, 1)
@@ -107,17 +106,17 @@ class GaussianPosterior:
         scale: float = 1.0,
         out: Float[Tensor, "n d"] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Draws number `first` to `first + n - 1` of the seed, a row each (Algorithm 2, line 2).
+        """The draws of the seed with the numbers `first` to `first + n - 1`, a row each (Algorithm 2, line 2).
 
-        mean + √(scale/2) √variance z₁ + √(scale / (2 (k - 1))) D z₂, one z₂ [k] for all of θ, so that the covariance
-        between layers is kept. "diagonal" has the first part alone and no ½, "low_rank" the second alone and no ½. A
-        draw is a function of the posterior, seed, number, kind and scale, bit for bit on one type of machine, whatever
-        the number of threads and however many draws are asked for at once. Written into `out` where it is given: new
-        memory for many draws of a large θ costs as much time as the draws themselves.
+        A draw is mean + √(scale/2) √variance z₁ + √(scale / (2 (k - 1))) D z₂, with one z₂ [k] for all of θ, so that
+        the covariance between layers is kept. "diagonal" uses only the first term, "low_rank" only the second, both
+        without the ½. A draw is a function of posterior, seed, number, kind and scale: bit for bit on one type of
+        machine, whatever the number of threads and of draws asked for at once. With `out`, draws are written there;
+        allocating memory for many draws of a large θ takes as much time as drawing them.
 
         Raises:
-            ValueError: no draws, an unknown kind, a scale that cannot be, columns asked for where there are none, or an
-                `out` of another shape, dtype or device.
+            ValueError: no draws, an unknown kind, a negative or infinite scale, a kind that needs columns if there are
+                none, or an `out` of another shape, dtype or device.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
@@ -144,27 +143,27 @@ class GaussianPosterior:
     ) -> Float64[Tensor, "*n"]:
         """The log density of one θ [d], or of each row of [n, d], under what `sample` draws from; in nats, float64.
 
-        -½ (d ln 2π + ln det Σ + (θ - mean)ᵀ Σ⁻¹ (θ - mean)) with Σ = diag(v) + FᵀF of `factors`. `floor` is a variance
-        added to every element, which draws do not have. A θ in float32 is rounded by up to 6e-8 of its size: where
-        standard deviations are not far above that, sample and measure in float64 (`to(dtype=torch.float64)`).
+        -½ (d ln 2π + ln det Σ + (θ - mean)ᵀ Σ⁻¹ (θ - mean)), with Σ = diag(v) + FᵀF from `factors`. `floor` is a
+        variance that is added to every element here, but not in draws. A θ in float32 is rounded by up to 6e-8 of its
+        size: if standard deviations are not far above that, sample and measure in float64 (`to(dtype=torch.float64)`).
 
         Raises:
-            ValueError: elements without variance, which leave no density, a θ of another shape, or a kind or scale that
-                cannot be.
+            ValueError: elements without variance, for which there is no density; a θ of another shape; or a kind or
+                scale that `factors` refuses.
         """
         return density.log_prob(self._gaussian(kind, scale, floor), theta)
 
     def mahalanobis(
         self, theta: Float[Tensor, "*n d"], kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0
     ) -> Float64[Tensor, "*n"]:
-        """The squared Mahalanobis distance (θ - mean)ᵀ Σ⁻¹ (θ - mean), float64: over draws a χ² with d degrees.
+        """The squared Mahalanobis distance (θ - mean)ᵀ Σ⁻¹ (θ - mean), float64; for draws it is χ² with d degrees.
 
         Takes and raises what `log_prob` does.
         """
         return density.mahalanobis(self._gaussian(kind, scale, floor), theta)
 
     def entropy(self, kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0) -> Float64[Tensor, ""]:
-        """½ (d (1 + ln 2π) + ln det Σ) in nats, float64; raises what `log_prob` does."""
+        """The entropy ½ (d (1 + ln 2π) + ln det Σ) in nats, float64; raises what `log_prob` does."""
         return density.entropy(self._gaussian(kind, scale, floor))
 
     def kl(
@@ -185,24 +184,25 @@ class GaussianPosterior:
     def covariance(
         self, indices: Tensor | Sequence[int], kind: Kind = "swag", scale: float = 1.0
     ) -> Float64[Tensor, "m m"]:
-        """The covariance of the m elements of θ with these indices, dense, float64; also where there is no density.
+        """The dense covariance of the m elements of θ with these indices, float64, even if there is no density.
 
-        `posterior.layout.slices` tells which elements are a parameter's.
+        `posterior.layout.slices` says which elements belong to a parameter.
 
         Raises:
-            ValueError: indices that are no integers from 0 to d - 1, or a kind or scale that cannot be.
+            ValueError: indices that are no integers from 0 to d - 1, or a kind or scale that `factors` refuses.
         """
         return density.covariance(self._gaussian(kind, scale), indices)
 
     def subset(self, only: Selection) -> "GaussianPosterior":
-        """The posterior over some of the parameters, by their names or by what tells from a name; its cost shrinks too.
+        """The posterior over some of the parameters, selected by name or by a function of the name.
 
-        It is the marginal: their mean and covariance stay as they are. With it, `mean_into`, `sampled` and `predict`
-        set these parameters alone and leave the rest as the module has it; `posterior.mean_into(model)` puts that at
-        the mean beforehand. Its draws are not parts of the whole posterior's draws of the same seed.
+        It is the marginal distribution: mean and covariance of these parameters stay as they are. With it, `mean_into`,
+        `sampled` and `predict` set only these parameters, and leave the others as the module has them. To have the
+        others at the mean, call `mean_into` of the whole posterior first. Its draws are not parts of the draws that the
+        whole posterior makes from the same seed.
 
         Raises:
-            ValueError: names that are not there, a selection of nothing, or a posterior that does not know its layout.
+            ValueError: unknown names, an empty selection, or a posterior without a layout.
         """
         if self.layout is None:
             raise ValueError("a posterior without a layout has no names to select by: give Moments a layout")
@@ -217,7 +217,7 @@ class GaussianPosterior:
         """The same posterior with its tensors on a device, or in a dtype.
 
         Raises:
-            ValueError: a dtype other than float32, float64 and bfloat16, or values beyond its range.
+            ValueError: a dtype other than float32, float64 and bfloat16, or values outside its range.
         """
         if dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
             raise ValueError(f"dtype must be float32, float64 or bfloat16, in which small variances fit, got {dtype}")
@@ -263,7 +263,7 @@ class GaussianPosterior:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], **others: Any) -> "GaussianPosterior":
-        """The posterior that `tensors` describes, to draw from; its count and layout stay where it was made."""
+        """The posterior with these `tensors()`, to draw from; its count is 0, and its layout unknown unless given."""
         known: dict[str, Any] = {name: tensors[name] for name in _TENSORS if name in tensors}
         return cls(**known, count=0, **others)
 
@@ -289,7 +289,10 @@ class GaussianPosterior:
     ) -> Iterator[nn.Module]:
         """The module with the weights of one draw; its own are back afterwards, also after an exception.
 
-        BatchNorm statistics stay those of the module: refresh them with `dswag.batch_norm.update` inside the context.
+        BatchNorm statistics stay those of the module: collect them with `dswag.update_batch_norm` inside the context.
+
+        Raises:
+            ValueError: a module that lacks the parameters, or what `sample` raises.
         """
         layout = self._layout_of(module)
         before = layout.flatten(module)
@@ -317,10 +320,10 @@ class GaussianPosterior:
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "GaussianPosterior":
         """The posterior in a file that `save` wrote; nothing in the file is executed.
 
-        On the CPU its tensors are mapped from the file: what is not used takes no memory that others could use.
+        On the CPU its tensors are mapped from the file, so that parts that are not used take no memory.
 
         Raises:
-            PosteriorFileError: a file that is truncated, damaged, of another kind, or of a newer format.
+            PosteriorFileError: a file that is truncated, damaged, no posterior, or of a newer format.
             FileNotFoundError: no such file.
         """
         return posterior_file.read(path, _TENSORS, cls, device=device)

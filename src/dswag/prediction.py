@@ -28,31 +28,31 @@ AHEAD = 8
 
 @dataclass(frozen=True, eq=False)
 class Predictive:
-    """The predictive distribution of each example, and how uncertain it is. Entropies are in nats."""
+    """The predictive distribution of each example, and its uncertainty. Entropies are in nats."""
 
     probabilities: Float[Tensor, "n c"]
     """Mean over the draws, p(y*|Data), tempered where the posterior has a temperature."""
     expected_entropy: Float[Tensor, "n"]
-    """Mean entropy of the draws: uncertainty that remains when the weights are known."""
+    """Mean entropy of the single draws: the uncertainty that would remain if the weights were known."""
     mutual_information: Float[Tensor, "n"]
-    """Entropy of the draws' mean less their mean entropy, at least 0: how much the draws disagree."""
+    """Entropy of the draws' mean minus the mean of their entropies, at least 0: how much the draws disagree."""
     variance: Float[Tensor, "n c"]
-    """Variance of each probability over the draws, divided by S; of the probabilities before they were tempered."""
+    """Variance of each probability over the draws (divided by S), before tempering."""
 
     @property
     def entropy(self) -> Float[Tensor, "n"]:
-        """Entropy of the probabilities, between 0 and ln c: all uncertainty.
+        """Entropy of the probabilities, between 0 and ln c: the total uncertainty.
 
-        The sum of the other two, unless the probabilities were tempered.
+        It is the sum of the expected entropy and the mutual information, unless the probabilities were tempered.
         """
         return _entropy(self.probabilities)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """What it was made of, each with a row for every example."""
+        """Its four tensors, each with a row for every example."""
         return self.probabilities, self.expected_entropy, self.mutual_information, self.variance
 
     def tempered(self, temperature: float) -> "Predictive":
-        """The same with the probabilities softer (above 1) or sharper (below 1)."""
+        """The same with softer (temperature above 1) or sharper (below 1) probabilities."""
         return replace(self, probabilities=temper(self.probabilities, temperature))
 
 
@@ -74,21 +74,23 @@ def predictive(
     Args:
         model: gives logits [b, c]; it is copied, not changed.
         posterior: over the model's parameters, or a subset of them; the rest stays as it is in the model.
-        inputs: [n, ...], a tensor or a NumPy array; a Dataset of inputs or of (input, target) pairs; or an iterable of
-            batches of either, such as a DataLoader. Of all but the first a few batches are held at a time.
-        samples: S.
-        seed: the draws are a function of it.
-        kind: "swag", "diagonal" or "low_rank" draws; "mean" predicts with the mean alone.
+        inputs: a tensor or NumPy array [n, ...]; a Dataset of inputs or of (input, target) pairs; or an iterable of
+            batches of either, such as a DataLoader. Of all but the first only a few batches are held at a time.
+        samples: number of draws, S.
+        seed: of the draws.
+        kind: which part of the covariance draws use: "swag", "diagonal" or "low_rank"; "mean" predicts with the mean
+            alone.
         scale: factor on the covariance.
-        engine: whose clients refresh the BatchNorm statistics of each draw, without moving data; needed by models
-            that have such layers.
-        batch_norm_examples: most examples of each client for that, rounded up to whole batches; all if None.
-        batch_size: of the forward passes over inputs that are no batches yet.
+        engine: its clients collect the BatchNorm statistics of each draw from their own data; needed by models with
+            such layers.
+        batch_norm_examples: how many examples each client uses for that at most, rounded up to whole batches; all if
+            None.
+        batch_size: of the forward passes over inputs that are not batches already.
 
     Raises:
         TypeError: no posterior, or inputs of another kind.
-        ValueError: a posterior for another model, BatchNorm layers without an engine, no inputs, or outputs that are
-            no logits of classes.
+        ValueError: a posterior for another model, BatchNorm layers without an engine, outputs that are no logits of
+            classes [b, c], or no inputs.
     """
     members = draws_of(
         model,
@@ -118,11 +120,11 @@ def predictive_stream(
     batch_size: int = 128,
     **options: Any,
 ) -> Iterator[Predictive]:
-    """The predictive distribution of each batch in turn, in memory for a few batches, however many there are.
+    """The predictive distribution of one batch after another, with only a few of them in memory.
 
-    Takes what `predictive` takes. Batches are read AHEAD at a time and all draws made anew for each such group: keeping
-    them would take memory for S times θ, and going through the batches once a draw would need a source that gives the
-    same ones every time, as a shuffled loader does not.
+    Takes what `predictive` takes. Batches are read AHEAD at a time, and all draws are made anew for each such group.
+    Keeping the draws would take memory for S times θ, and iterating over the batches once for each draw would need a
+    source that yields the same batches every time, as a shuffled loader does not.
     """
     members = draws_of(model, posterior, **options)
     return (

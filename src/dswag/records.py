@@ -1,4 +1,4 @@
-"""What a run folder tells of a run in numbers and words: its rounds, its phase 2, its scores, its landscape."""
+"""What a run folder records of a run: its rounds, its phase 2, its scores, its landscape."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ class RoundRecord:
     """From 1."""
     loss: float
     seconds: float
-    """What the round took, without what was measured after it."""
+    """Duration of the round, without the measurements after it."""
     clients: tuple[int, ...]
-    """Those sampled, also those that are missing."""
+    """The clients sampled, including any that are missing."""
     test_accuracy: float | None = None
     missing: tuple[Missing, ...] = ()
-    """Those whose answers did not come, and why."""
+    """The clients without an answer, and why."""
     bytes_down: int = 0
-    """What went to all clients together, in training; what evaluation takes is not counted."""
+    """Bytes sent to all clients together in training; evaluation is not counted."""
     bytes_up: int = 0
 
 
@@ -35,9 +35,9 @@ class ExploreRecord:
     """The last line of the history: phase 2."""
 
     seconds: float
-    """What it took; in a run that was resumed within it, since then."""
+    """Duration of phase 2; if the run was resumed within it, since then."""
     clients: tuple[int, ...]
-    """The explorers, also those that are missing."""
+    """The explorers, including any that are missing."""
     missing: tuple[Missing, ...]
     bytes_down: int
     bytes_up: int
@@ -46,7 +46,7 @@ class ExploreRecord:
 
 @dataclass(frozen=True)
 class Metrics:
-    """How good the methods of a run are on the test set."""
+    """Scores of the methods of a run on the test set."""
 
     scores: Mapping[str, Scores]
     """By method, in the order in which they are shown."""
@@ -54,10 +54,10 @@ class Metrics:
     samples: int
     scale: float
     seconds: Mapping[str, float]
-    """What each part of the run took."""
+    """Duration of each part of the run."""
     environment: Mapping[str, str]
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
-    """Class by class and example by example, of the methods that are looked into."""
+    """Scores of classes and telling examples, for the methods that were inspected."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Landscape:
     """The training loss around the posterior's mean, in standard deviations of the posterior at scale 1."""
 
     num_examples: int
-    """That the loss is the mean over, the negative log-likelihood in nats."""
+    """Number of examples over which the loss, the negative log-likelihood in nats, is averaged."""
     surroundings: Surroundings
     places: Mapping[str, tuple[tuple[float, ...], ...]]
-    """By what they are called, how far weights are from the mean along each eigenvector."""
+    """For named weights, such as the phase-1 model, their distances from the mean along each eigenvector."""
 
     def __post_init__(self) -> None:
         if list(self.surroundings.lines) != ["train"]:

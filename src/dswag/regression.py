@@ -18,13 +18,13 @@ class Regression:
 
     mean: Float[Tensor, "n ..."]
     noise_variance: Float[Tensor, "n ..."]
-    """Mean variance of the targets around what the draws predict."""
+    """Variance of the targets around the prediction of a draw, as a mean over the draws."""
     model_variance: Float[Tensor, "n ..."]
-    """Variance of what the draws predict, divided by S."""
+    """Variance of the draws' predictions (divided by S)."""
 
     @property
     def variance(self) -> Float[Tensor, "n ..."]:
-        """All of it: noise and model."""
+        """The total variance: that of the noise plus that of the model."""
         return self.noise_variance + self.model_variance
 
 
@@ -42,10 +42,10 @@ def regression(
     batch_norm_examples: int | None = None,
     batch_size: int = 128,
 ) -> Regression:
-    """Algorithm 2 for a Gaussian likelihood: the mixture of the draws' predictions, by its mean and variance.
+    """Algorithm 2 for a Gaussian likelihood: mean and variance of the mixture of the draws' predictions.
 
-    Takes what `predictive` takes, and `noise`, the variance of the targets around the model's outputs. A model that
-    predicts its own returns (means, variances), and needs none.
+    Takes what `predictive` takes, and `noise`: the variance of the targets around the model's outputs. A model that
+    predicts the noise itself returns (means, variances); then leave `noise` out.
 
     Raises:
         ValueError: no noise variance from either side, or one that is negative; otherwise as `predictive`.

@@ -199,9 +199,9 @@ def consistency(estimator: Estimator, clients: int, cut: int) -> float:
     """What makes the squared scale of so many Gaussian values their plain variance, divided by n, on average.
 
     For large n it goes to 1.4826² for the median, and for the winsorized variance with a share α = cut / n at either
-    end to 1 / (1 - 2α - 2 q φ(q) + 2α q²), φ being the normal density and q its quantile of 1 - α. For the few clients
-    of a run both are too small, for ten by 5 % and, with two at either end, by 16 %: so the factor is measured on
-    seeded Gaussian samples of the same size.
+    end to 1 / (1 - 2α - 2 q φ(q) + 2α q²), φ being the normal density and q its quantile of 1 - α. For few clients
+    these limits times (n - 1) / n are too small, for ten by 5 % and, with two cut at either end, by 16 %: so the factor
+    is measured on seeded Gaussian samples of the same size.
     """
     generator, size = np.random.default_rng(derive_seed(clients, cut)), (clients, max(1, PIECE // clients))
     samples = (torch.from_numpy(generator.standard_normal(size)) for _ in range(PIECES))

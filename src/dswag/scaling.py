@@ -34,11 +34,11 @@ DRAWS = 10
 
 
 def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> GaussianPosterior:
-    """The posterior with those scales, and then that temperature, that give held-out examples the lowest NLL.
+    """The posterior with the scales, and then the temperature, that give the held-out examples the lowest NLL.
 
-    Both come from a grid, and stay at the paper's 1 unless the gain over it is significant, example by example.
-    Without a part within clients there is one scale, that of the whole. They are those to draw with at the settings'
-    own `scale`.
+    They are chosen from a grid, and stay at 1, as in the paper, unless the gain is significant: more than two standard
+    errors of its mean over the examples. If no part within clients is known, one scale for the whole covariance is
+    fitted. The scales go with the settings' own `scale`, at which they were tried.
 
     Raises:
         ValueError: no examples were held out.

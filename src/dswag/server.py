@@ -1,7 +1,7 @@
 """What the server does with the clients' aggregate: its Update (Algorithm 1, line 12).
 
-The step from θ_t to the aggregate is taken as a gradient by an optimizer of the server's own (Reddi et al. 2021,
-"Adaptive Federated Optimization", Algorithm 2). Plain, at a rate of 1, θ_{t+1} is the aggregate itself, the paper's.
+An optimizer on the server treats the step from θ_t to the aggregate as a gradient (Reddi et al. 2021, "Adaptive
+Federated Optimization", Algorithm 2). With "plain" and a rate of 1, θ_{t+1} is the aggregate itself, as in the paper.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,26 +16,26 @@ from dswag.config import Config
 
 @dataclass(frozen=True, eq=False)
 class Server:
-    """Where phase 1 stands: all that the next round is a function of, beside the settings."""
+    """The server's state after a round: everything that the next round depends on, apart from the settings."""
 
     theta: Float[Tensor, "d"] = field(repr=False)
     round: int = 0
     """Rounds done."""
     momentum: Float[Tensor, "d"] | None = field(default=None, repr=False)
-    """m_t of the server's optimizer; None where it keeps none."""
+    """m_t of the server's optimizer; None if it has none."""
     second_moment: Float[Tensor, "d"] | None = field(default=None, repr=False)
-    """v_t of the adaptive ones; None where there is none."""
+    """v_t of an adaptive optimizer; None if it has none."""
     first_loss: float | None = None
-    """Mean training loss of the first round, by which divergence is told; None before."""
+    """Mean training loss of the first round, with which later ones are compared; None before it."""
 
     def to(self, device: torch.device) -> Self:
-        """The same there, where clients' answers come."""
+        """The same state on the device, where clients' answers come."""
         momentum, second = (None if m is None else m.to(device) for m in (self.momentum, self.second_moment))
         return replace(self, theta=self.theta.to(device), momentum=momentum, second_moment=second)
 
 
 def step(server: Server, aggregate: Float[Tensor, "d"], config: Config) -> Server:
-    """θ_{t+1} and the optimizer's state after a round whose clients came to `aggregate`.
+    """θ_{t+1} and the optimizer's state after a round in which the clients' weights were combined to `aggregate`.
 
     With Δ = aggregate - θ_t, β₁ and β₂ the server's momenta, η its rate and τ its epsilon:
     "momentum" m = β₁ m + Δ, θ + η m (FedAvgM, Hsu et al. 2019);

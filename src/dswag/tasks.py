@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 Payload = Mapping[str, Tensor]
-"""What goes to every client once: θ [d] under "theta" or a posterior's tensors, and the model's buffers, by name."""
+"""What every client is sent once, by name: θ [d] as "theta" or a posterior's tensors, and buffers of the model."""
 
 Kind = Literal["swag", "diagonal", "low_rank"]
 """Which covariance a draw uses: both halves, Σ_diag alone, or the columns alone."""
@@ -21,19 +21,19 @@ class ClientUpdate:
     batch_size: int
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.0
-    """Of SGD; β₁ of AdamW."""
+    """Momentum of SGD; β₁ of AdamW."""
     nesterov: bool = False
     weight_decay: float = 0.0
     proximal: float = 0.0
     """μ of the term μ/2 ‖θ - payload's θ‖² that is added to the loss (FedProx, Li et al. 2020)."""
     clip_gradient: float | None = None
-    """Largest norm of a minibatch's gradient, the proximal term's included; longer ones are shortened to it."""
+    """Norm to which a minibatch's gradient, including that of the proximal term, is shortened; no limit if None."""
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """Which draws a client makes from the payload's posterior: numbers `first` to `first + count - 1` of `seed`."""
+    """The draws that a client makes from the payload's posterior: numbers `first` to `first + count - 1` of `seed`."""
 
     seed: int
     first: int
@@ -46,7 +46,7 @@ class Draws:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of a client's examples: those held out, a random `fraction` chosen by `seed`, or all the others."""
+    """A part of a client's examples: the random `fraction` held out, chosen by `seed`, or all the others."""
 
     fraction: float
     seed: int
@@ -60,13 +60,13 @@ class Task:
     index: int
     """Position in the list of tasks, from 0; results are folded in this order."""
     client: int
-    """Which client, from 0 to W - 1."""
+    """The client's number, from 0 to W - 1."""
     occasion: str
-    """What it is for, as errors name it, such as "round 3"."""
+    """What the task is for, as errors name it, such as "round 3"."""
     part: Part | None = None
-    """Which of the client's examples it is about; all if None."""
+    """The part of the client's examples to use; all if None."""
     time_limit: float | None = None
-    """Seconds after which the client gives up; none if None."""
+    """Seconds after which the client gives up; no limit if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +74,22 @@ class TrainTask(Task):
     """Train from the payload's θ on the client's data (Algorithm 1, lines 7-10 and 19-22)."""
 
     learning_rates: tuple[float, ...]
-    """One rate for each local epoch."""
+    """One learning rate for each local epoch."""
     snapshots: tuple[int, ...]
-    """Numbers of finished epochs, ascending, after which θ is taken."""
+    """After how many epochs snapshots of θ are taken; ascending."""
     seed: int
     update: ClientUpdate
     upload: Literal["float32", "bfloat16"] = "float32"
-    """How the snapshots come back: as they are, or as bfloat16 differences to the payload's θ, in half the bytes."""
+    """How snapshots are sent back: as they are, or as bfloat16 differences from the payload's θ, in half the bytes."""
     max_loss_growth: float = 10.0
-    """Times the first minibatch's loss, taken as at least 1, above which an epoch's has diverged."""
+    """Training has diverged if an epoch's loss exceeds this many times the first minibatch's, taken as at least 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatisticsTask(Task):
-    """Collect the inputs' statistics of every BatchNorm layer (Algorithm 2, line 3).
+    """Collect the statistics of the inputs of every BatchNorm layer (Algorithm 2, line 3).
 
-    For the payload's θ, or, with `draws`, for draws that the client makes itself from the payload's posterior.
+    They are for the payload's θ or, with `draws`, for draws that the client makes itself from the payload's posterior.
     """
 
     batch_size: int
@@ -138,7 +138,7 @@ class TrainResult(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """What one BatchNorm layer saw: per channel, the mean and the summed squared distance from it."""
+    """The inputs of one BatchNorm layer: per channel, their mean and the sum of squared distances from it."""
 
     count: int
     mean: Float64[Tensor, "c"]
@@ -159,7 +159,7 @@ class EvaluateResult(Result):
     num_examples: int
     loss_sum: float
     num_correct: int | None
-    """None where outputs and targets are not those of a classification."""
+    """Number of correct predictions; None if outputs and targets are not those of a classification."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +168,12 @@ class CalibrateResult(Result):
 
     num_examples: int
     gains: Float64[Tensor, "g t"]
-    """How much lower the negative log likelihood is than the reference's.
+    """Sums of how much lower the negative log likelihood is than that of a reference.
 
-    The reference of a group at the first temperature is the first group there; at others, the group's own first.
+    At the first temperature it is that of the first group; at others, that of the same group at the first one.
     """
     squares: Float64[Tensor, "g t"]
-    """Squares of each example's gain."""
+    """Sums of the squares of each example's gain."""
 
 
 ResultT = TypeVar("ResultT", contravariant=True)
@@ -181,10 +181,10 @@ OutcomeT = TypeVar("OutcomeT", covariant=True)
 
 
 class Fold(Protocol[ResultT, OutcomeT]):
-    """An accumulator over client results; all that a server computes is one of these.
+    """An accumulator over client results; everything that a server computes is one of these.
 
-    `add` changes it in place. Whatever the grouping, folding parts and merging them in order gives what folding all
-    results in order gives. `result` may be called at any time once something was added, and changes nothing.
+    `add` changes it in place. Folding groups of results and merging the groups in order gives the same as folding all
+    results in order, whatever the groups. `result` may be called at any time after the first `add`; it changes nothing.
 
     `empty`, `state` and `load` carry a fold's content to another process, or to disk.
     """
@@ -196,16 +196,16 @@ class Fold(Protocol[ResultT, OutcomeT]):
         """Take in all that `other` took in, whose results come after this fold's own."""
 
     def result(self) -> OutcomeT:
-        """The outcome so far. Raises ValueError where nothing was added."""
+        """The outcome so far. Raises ValueError if nothing was added."""
 
     def empty(self) -> Self:
         """A fold of the same kind and settings that has taken in nothing."""
 
     def state(self) -> dict[str, Tensor]:
-        """All that was taken in, as tensors by name, numbers too; they may be the fold's own, so only to be read.
+        """Everything that was taken in, as named tensors, numbers too; only to be read, as they may be the fold's own.
 
-        Names that end in `PER_COORDINATE` are of tensors whose last axis is θ's: the same range of coordinates of all
-        of them, with the others whole, is a state too, and merges as the whole does.
+        If a name ends in `PER_COORDINATE`, the last axis of the tensor is that of θ. A state in which all such tensors
+        are cut to the same range of coordinates is a state too, and merges in the same way.
         """
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -214,7 +214,7 @@ class Fold(Protocol[ResultT, OutcomeT]):
 
 PER_COORDINATE = " [d]"
 APART = " of each client [d]"
-"""Ends the names of those tensors per coordinate that an engine of several processes never brings together again."""
+"""Ends the names of tensors of which, once cut by coordinates, every process keeps only its own range."""
 
 
 FoldT = TypeVar("FoldT", bound=Fold[Any, Any])
@@ -222,7 +222,7 @@ FoldT = TypeVar("FoldT", bound=Fold[Any, Any])
 
 @runtime_checkable
 class TolerantFold(Protocol):
-    """A fold that is told of clients that fail, instead of the exchange ending there."""
+    """A fold that is told of clients that fail; with other folds, a failure ends the exchange."""
 
     def miss(self, error: "ClientError") -> None:
         """Take note that this task has no result; raising the error ends the exchange."""
@@ -234,29 +234,29 @@ def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def within(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state that was `prefixed`, without what else there is."""
+    """The part of the state that has this prefix, with the prefix removed."""
     return {name.removeprefix(f"{prefix}."): t for name, t in state.items() if name.startswith(f"{prefix}.")}
 
 
 class Coordinates(Protocol):
-    """θ's coordinates, of which several processes hold a range each; all of them call these together."""
+    """θ's coordinates, divided into ranges that several processes hold; all processes call these methods together."""
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over the processes of a small tensor that each made of its own range."""
+        """The sum over all processes of a small tensor that each has computed from its own range."""
 
     def part(self, whole: Float[Tensor, "d"]) -> Float[Tensor, "d_part"]:
         """This process's range of the coordinates."""
 
     def whole(self, part: Float[Tensor, "d_part"]) -> Float[Tensor, "d"]:
-        """All coordinates, of which each process gives its own range."""
+        """All coordinates, put together from the ranges of all processes."""
 
 
 @runtime_checkable
 class SpreadFold(Protocol):
-    """A fold that keeps something of each client, and can do with a range of the coordinates in each process."""
+    """A fold that keeps something of each client, and can work with a range of the coordinates in each process."""
 
     def spread(self, coordinates: Coordinates) -> None:
-        """From now on what is `APART` in the state is a range of the coordinates, the rest of which others hold.
+        """From now on the tensors that are `APART` hold one range of the coordinates; other processes hold the rest.
 
         `result` is then called by all processes together.
         """
@@ -269,10 +269,10 @@ def spread(fold: Fold[Any, Any], coordinates: Coordinates) -> None:
 
 
 def deliver(fold: Fold[Any, Any], answer: "Result | ClientError") -> None:
-    """Hands a client's answer to the fold, which every engine does with this: a failure ends an intolerant fold.
+    """Hands a client's answer to the fold, as every engine must. A failure is raised unless the fold tolerates it.
 
     Raises:
-        ClientError: the answer, where the fold does not tolerate it.
+        ClientError: the answer, if it is a failure that the fold does not tolerate.
     """
     if not isinstance(answer, ClientError):
         fold.add(answer)
@@ -290,22 +290,21 @@ class Engine(Protocol):
         """W; clients are numbered from 0."""
 
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold after every task's client answered and the fold took the answers in, in task order.
+        """The fold, after every task's client has answered and the fold has taken in the answers in task order.
 
-        The payload is read, never written. The same payload and tasks give the same answers, bit for bit, on one type
-        of machine, whatever runs beside them.
+        The payload is only read. On one type of machine, the same payload and tasks give the same answers, bit for bit,
+        whatever else is running.
 
         A client that fails is handed to the fold by `deliver`.
 
         Raises:
             ValueError: no tasks, or a client that does not exist.
-            ClientError: a client failed, and the fold does not tolerate it; it is named, with the occasion and the
-                cause.
+            ClientError: a client failed and the fold does not tolerate it; the error names client, occasion and cause.
         """
 
 
 def check_tasks(tasks: Sequence[Task], num_clients: int) -> None:
-    """Raises ValueError where there are none, or one for a client that does not exist: before any work."""
+    """Raises ValueError, before any work, if there are no tasks, or one for a client that does not exist."""
     if not tasks:
         raise ValueError("there are no tasks to reduce: sample at least one client")
     unknown = [task.client for task in tasks if not 0 <= task.client < num_clients]
@@ -314,7 +313,7 @@ def check_tasks(tasks: Sequence[Task], num_clients: int) -> None:
 
 
 class ClientError(RuntimeError):
-    """A client failed: the message names client, occasion, epoch where there is one, and cause."""
+    """A client failed: the message names client, occasion, epoch (if there is one) and cause."""
 
     def __init__(self, task: Task, cause: str, *, epoch: int | None = None) -> None:
         when = task.occasion if epoch is None else f"{task.occasion}, epoch {epoch}"

@@ -24,28 +24,30 @@ from dswag.tasks import Engine, EvaluateTask, FoldT, TrainTask
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RoundSummary:
-    """What a round of phase 1 came to, without the weights."""
+    """The outcome of a round of phase 1, without the weights."""
 
     number: int
     """Rounds done, from 1."""
     clients: tuple[int, ...]
-    """Those sampled, also where some of them are missing."""
+    """The clients sampled, including any that are missing."""
     missing: tuple[Missing, ...]
-    """Those whose results did not come, and why; none unless `on_failure` is "skip"."""
+    """The clients without a result, and why; none unless `on_failure` is "skip"."""
     loss: float
     """Mean training loss of the clients' last local epoch, each on its own weights."""
     accuracy: float | None
-    """Accuracy of θ on all clients' own data; measured only where `stop_accuracy` asks for it."""
+    """Accuracy of θ on all clients' own training data, in [0, 1]; None unless `stop_accuracy` is set."""
     bytes_down: int
+    """Bytes sent to all clients together."""
     bytes_up: int
+    """Bytes sent back."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Round(RoundSummary):
-    """What stands at the server after a round of phase 1."""
+    """The outcome of a round of phase 1."""
 
     server: Server
-    """From which the next round starts."""
+    """The state that the next round starts from."""
 
     @property
     def theta(self) -> Float[Tensor, "d"]:
@@ -58,10 +60,10 @@ class Round(RoundSummary):
 
 
 def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round]:
-    """Phase 1: yields θ_{t+1} after every round t from `start` on, which is `Server(theta)` for a new run.
+    """Phase 1: yields a `Round` with θ_{t+1} after every round t, from `start` on, which is `Server(theta)` at first.
 
-    Leaving the loop early does no harm, and a loop that goes on from a round's `server` gives what the one that was
-    left would have given.
+    You may leave the loop at any time. Another loop that starts from a round's `server` yields what the first one would
+    have yielded after that round.
 
     Raises:
         ClientError, TooFewClientsError: from `exchange`.
@@ -101,9 +103,12 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
 
 
 def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector: FoldT) -> Exchange[FoldT]:
-    """Phase 2: sampled clients go on alone from θ_T; the collector takes in their snapshots as they come.
+    """Phase 2: sampled clients continue alone from θ_T; the collector takes in their snapshots as they come.
 
-    It is the `fold` of what is returned.
+    The collector is the `fold` of the exchange that is returned.
+
+    Raises:
+        ClientError, TooFewClientsError: from `exchange`.
     """
     clients = sample_clients(config.explorers, config.clients, seed=config.seed, phase=2, round=0)  # l. 16
     period = config.explore_epochs // config.cycles
@@ -118,9 +123,9 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
 def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments | RobustMoments:
     """Phase 3: a collector for `explore`, whose `posterior()` is what line 32 returns (lines 25-32).
 
-    Its moments are running ones, so each client's weights can be forgotten as soon as they came in; their sums are in
-    float64, so that what several processes merge rounds to what one process finds. Only those that withstand malicious
-    clients keep all weights.
+    By default these are running moments, which forget each client's weights once they are taken in. Their sums are in
+    float64, so that what several processes merge rounds to what one process finds. With `moments` "trimmed" or
+    "median", which withstand malicious clients, all weights are kept.
     """
     if config.moments == "mean":  # l. 26-31
         return Moments(theta, rank=config.rank, centering=config.centering, layout=layout, dtype=torch.float64)
@@ -128,7 +133,7 @@ def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = N
 
 
 def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evaluation:
-    """Mean loss and accuracy of θ on all clients' own training examples, where they are."""
+    """Mean loss and accuracy of θ on all clients' training examples; each client evaluates its own."""
     payload = {"theta": theta}
     part, enough = config.training_part, config.enough_of(engine.num_clients)
     (statistics,) = batch_norm.refresh(

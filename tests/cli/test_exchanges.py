@@ -20,10 +20,10 @@ EXPLORATION = ExploreRecord(0.1, (2, 0, 1), (Missing(0, "<b>out of memory</b>"),
 
 def test_bytes_are_told_by_phase_in_all_and_a_client():
     assert communication(ROUNDS, EXPLORATION) == {
-        "phase 1, down": "6 kB, 1 kB a client each time",
-        "phase 1, up": "2 kB, 500 B a client each time",  # of four answers
-        "phase 2, down": "3 kB, 1 kB a client each time",
-        "phase 2, up": "4 MB, 4 MB a client each time",
+        "phase 1, down": "6 kB, 1 kB per client each time",
+        "phase 1, up": "2 kB, 500 B per client each time",  # of four answers
+        "phase 2, down": "3 kB, 1 kB per client each time",
+        "phase 2, up": "4 MB, 4 MB per client each time",
     }
     assert communication([], None) == {}
 
@@ -55,8 +55,8 @@ def test_the_page_has_both_and_escapes_what_clients_say(tmp_path):
     folder = RunFolder.create(tmp_path / "run", Recipe(clients=3, rounds=3))
     folder.save_history(ROUNDS, EXPLORATION)
     html = page([folder])
-    assert "Phase 1 went on without 2 of 6 answers of clients" in html
-    for text in ("Bytes of training", "6 kB, 1 kB a client each time", "Clients left out", "round 2: no answer came"):
+    assert "Phase 1 went on without 2 of 6 answers; the clients left out are listed below" in html
+    for text in ("Bytes of training", "6 kB, 1 kB per client each time", "Clients left out", "round 2: no answer came"):
         assert text in html
     assert "&lt;b&gt;out of memory&lt;/b&gt;" in html
     folder.save_history([])

@@ -50,7 +50,7 @@ def test_a_value_in_a_file_is_taken_back_by_the_default_that_the_help_names(tmp_
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     words = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    (default,) = re.findall(r"a minibatch's gradient; no limit if not given\. \(default: (\S+)\)", words)
+    (default,) = re.findall(r"a minibatch's gradient is shortened; no limit if not given\. \(default: (\S+)\)", words)
     arguments = ["train", "--config", str(tmp_path / "clipped.toml")]
     assert parse(arguments).recipe().clip_gradient == 1.0
     assert parse([*arguments, "--clip-gradient", default]).recipe().clip_gradient is None

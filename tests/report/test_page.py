@@ -145,10 +145,10 @@ def test_classes_have_a_row_and_examples_a_picture_with_words():
     start = page.cells.index("nine", start + 6)
     assert page.cells[start : start + 6] == ["nine", "0", "–", "–", "–", "–"]
     assert [image["alt"] for image in page.all("img")] == [
-        "Test image 7: four, rightly taken for four with probability 0.51",
-        "Test image 9: nine, wrongly taken for four with probability 0.99",
+        "Test image 7: four, correctly predicted as four with probability 0.51",
+        "Test image 9: nine, wrongly predicted as four with probability 0.99",
     ]
-    assert "Mostly mistaken for" not in render([RunReport("r")])
+    assert "Most often mistaken for" not in render([RunReport("r")])
 
 
 def test_scores_that_print_alike_are_marked_alike_and_a_lone_method_is_not_marked():

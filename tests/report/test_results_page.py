@@ -38,18 +38,18 @@ def test_the_answer_comes_first_then_the_claims_then_the_figures():
 
 def test_claims_are_counted_in_sentences_that_are_right_for_one_and_for_many():
     many = page(mnist={"fig5-left": [course(1, [0.98]), course(50, [0.9])]})
-    assert "- **mnist, with the MLP**: of 11 claims of the paper, 2 hold and 9 have not run." in many
+    assert "- **mnist, with the MLP**: of 11 claims of the paper, 2 hold and 9 have not been run." in many
     text = page(mnist={"fig5-left": [course(1, [0.98]), course(50, [0.985])]})
-    assert "claims of the paper, 1 does not hold, 1 shows no difference either way and 9 have not run." in text
-    assert "- **cifar10, with VGG16**: nothing has run." in text
+    assert "claims of the paper, 1 does not hold, 1 shows no difference either way and 9 have not been run." in text
+    assert "- **cifar10, with VGG16**: nothing has been run." in text
 
 
 def test_what_has_not_run_is_said_plainly():
     text = page()
-    assert "On mnist, with the MLP, none of the claims has run." in text
-    assert "On cifar10, with VGG16, none of the claims has run." in text
-    assert text.count("\n\nHas not run.") == 4
-    assert "needs a GPU, and none was at hand" in text
+    assert "On mnist, with the MLP, none of the claims has been tested yet." in text
+    assert "On cifar10, with VGG16, none of the claims has been tested yet." in text
+    assert text.count("\n\nThis has not been run.") == 4
+    assert "needs a GPU, and none was available" in text
     assert "| fig8 | – | – | – |" in text
 
 
@@ -122,8 +122,8 @@ def test_the_length_of_100_standard_deviations_is_told_for_each_data_set():
     planned = {"fig6": Planned("distance", "mnist", {"mnist": 2})}
     results = {"mnist": {"fig6": [line(0.2), line(0.3)]}, "mnist5k": {"fig6": [line(0.05)]}}
     text = results_page("", "", planned, results)
-    assert "itself, 2.0 to 3.0 times on mnist and 0.5 to 0.5 times on mnist5k:" in text
-    assert "an accuracy of 0.950 and 0.900 on mnist" in text
+    assert "the mean itself, 2.0 to 3.0 times as long on mnist and 0.5 to 0.5 times as long on mnist5k.\n" in text
+    assert "random signs leave an accuracy of 0.950 on mnist and 0.950 on mnist5k;\n" in text
 
 
 def test_no_cell_breaks_its_table():
@@ -134,7 +134,7 @@ def test_methods_are_held_against_dswag_where_they_differ_by_more_than_chance():
     nll = {"near": (0.202, 0.4), "ahead": (0.1, 0.31), "dswag": (0.2, 0.4), "behind": (0.25, 0.45)}
     seeds = [run(10, seed, **{name: of_method(values[seed]) for name, values in nll.items()}) for seed in (0, 1)]
     text = page(mnist={"table-mnist": seeds})
-    place = "- **mnist, table-mnist**, W = 10: `dswag` is in place"
-    assert f"{place} 2 of 4 by NLL. By more than chance better: `ahead`; worse: `behind`." in text
+    place = "- **mnist, table-mnist**, W = 10: by NLL, `dswag` is number"
+    assert f"{place} 2 of 4. By more than chance, better: `ahead`; worse: `behind`." in text
     alone = page(mnist={"table-mnist": [run(10, dswag=of_method(0.2), near=of_method(0.201))]})
-    assert f"{place} 1 of 2 by NLL. By more than chance (one seed) better: none; worse: none." in alone
+    assert f"{place} 1 of 2. By more than chance (one seed), better: none; worse: none." in alone

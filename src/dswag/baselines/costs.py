@@ -18,17 +18,17 @@ from dswag.tasks import Engine, FoldT, Payload, Result, Task, TrainResult, Train
 
 @dataclass(frozen=True)
 class Cost:
-    """What something took; costs of parts add up."""
+    """The cost of something; costs of parts add up."""
 
     examples: int = 0
-    """Examples that a gradient was taken of, each as often as it was used: what methods are held equal in."""
+    """Number of examples whose gradient was taken, each as often as it was used: the budget that methods share."""
     steps: int = 0
-    """Gradient steps one after the other, where every client has a machine of its own."""
+    """Gradient steps that must be done one after another if every client has a machine of its own."""
     bytes: int = 0
     """Bytes of tensors and numbers between server and clients, both ways."""
     seconds: float = 0.0
     memory: int = 0
-    """Bytes by which the process grew at its peak; 0 where the system does not tell."""
+    """Bytes by which the process grew at its peak; 0 if the system does not tell."""
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(

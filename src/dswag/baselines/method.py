@@ -1,4 +1,4 @@
-"""What a method is, what it is given, and what it does its work with."""
+"""What a method is, what it is given, and the tools that it works with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,30 +23,30 @@ from dswag.workspace import Loss
 ValueT = TypeVar("ValueT")
 
 Predictor = Callable[[Tensor], Predictive]
-"""What training leaves: inputs [n, ...] to their predictive distribution."""
+"""The outcome of training: a function from inputs [n, ...] to their predictive distribution."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to get from clients with data to predictions."""
+    """A way to train on clients' data and to predict."""
 
     name: str
-    """As the command line knows it."""
+    """Its name on the command line."""
     description: str
-    """What it does, and whose it is."""
+    """What it does, and its source."""
     run: Callable[["Trial"], Predictor]
-    """Trains."""
+    """Trains, and returns what predicts."""
     pools_data: bool = False
     """Whether it needs all clients' examples in one place."""
     holdout: bool = False
-    """Whether it fits something to examples that training does not see."""
+    """Whether it fits something to held-out examples."""
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What every method is given: the same model, clients and settings.
 
-    Its budget is what Algorithm 1 spends with these settings: every method takes gradients of as many examples.
+    The budget is what Algorithm 1 spends with these settings: every method takes gradients of that many examples.
     """
 
     model: nn.Module
@@ -54,15 +54,15 @@ class Problem:
     clients: Sequence[Examples]
     config: Config
     loss: Loss = F.cross_entropy
-    """Mean loss of (outputs, targets)."""
+    """A function of (outputs, targets) that returns the mean loss of the batch."""
     workers: int | None = None
     """Clients trained at a time; the outcome does not depend on it."""
     done: dict[Callable[["Trial"], Any], "Done"] = field(default_factory=dict)
-    """Parts of training that are done, by what does them: another method that shares them gets them at their cost."""
+    """Parts of training that are already done, by the function that does them; methods that share them pay for them."""
 
     @cached_property
     def training_examples(self) -> list[ClientData]:
-        """Each client's examples that training sees."""
+        """The training examples of each client: all but those held out."""
         part = self.config.training_part
         if part is None:
             return list(self.clients)
@@ -71,7 +71,7 @@ class Problem:
 
     @property
     def num_examples(self) -> int:
-        """How many examples training sees, over all clients."""
+        """Number of training examples of all clients together."""
         return sum(data.num_examples for data in self.training_examples)
 
 
@@ -101,13 +101,13 @@ class Trial:
 
     @property
     def cost(self) -> Cost:
-        """What was spent so far; each shared part once, however long ago it was done."""
+        """What was spent so far, including every shared part that was used, whenever it was done."""
         return sum((self.problem.done[stage].cost for stage in self._used), self._ledger.cost)
 
     def engine(
         self, model: nn.Module | None = None, *, loss: Loss | None = None, clients: Sequence[Examples] | None = None
     ) -> Engine:
-        """The problem's clients, or others, at work on its model or on another; what they do is entered in the cost."""
+        """An engine of the problem's clients and model, or of others; what they do is added to the cost."""
         problem = self.problem
         engine = InProcess(
             model or problem.model,
@@ -118,7 +118,7 @@ class Trial:
         return Metered(engine, self._ledger)
 
     def shared(self, stage: Callable[["Trial"], ValueT]) -> ValueT:
-        """What this part of training gives; done once for a problem, and paid for by every method that uses it."""
+        """The result of this part of training, done once for a problem and paid for by every method that uses it."""
         done = self.problem.done
         if stage not in done:
             part = Trial(self.problem)
@@ -130,7 +130,7 @@ class Trial:
         return found
 
     def complete(self, work: Callable[["Trial"], ValueT]) -> ValueT:
-        """What the work gives, its seconds and memory in the cost."""
+        """The result of the work, whose seconds and memory are added to the cost."""
         own = Ledger()
         with measured(own):
             value = work(self)
@@ -168,7 +168,7 @@ class Trial:
         return lambda inputs: average(network, members(), inputs).tempered(posterior.temperature)
 
     def from_weights(self, thetas: Float[Tensor, "s d"]) -> Predictor:
-        """Predicts by averaging over some weights."""
+        """Predicts by averaging over the given weights."""
         engine = self.engine()
         examples = self.config.batch_norm_examples
 
@@ -180,11 +180,11 @@ class Trial:
 
     @property
     def prediction_seed(self) -> int:
-        """The seed of what is drawn for predictions."""
+        """The seed of the draws for predictions."""
         return derive_seed(self.config.seed, 3)
 
 
 def complete(method: Method, problem: Problem) -> tuple[Predictor, Cost]:
-    """The method trained on the problem, and what that cost."""
+    """The predictor of the method, trained on the problem, and what that cost."""
     trial = Trial(problem)
     return trial.complete(method.run), trial.cost

@@ -129,11 +129,11 @@ def _notes(recipe: Recipe, seeds: Sequence[int], methods: Iterable[str], failure
     numbers = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     notes = [
         f"Over {_counted(len(seeds), 'seed')} ({numbers}); NLL in nats; ECE over 20 bins of equal mass.",
-        f"AUROC and FPR95 tell {inside} from {outside}, by the entropy of the predictions.",
-        "Epochs are gradients in passes over all training examples; steps are those one after the other, where every "
-        "client has a machine of its own. Seconds and bytes are those of training, shared parts included. Peak MB are "
-        "what this process grew by; memory that it held from before is used again and not counted.",
+        f"AUROC and FPR95: how well the entropy of the predictions tells {inside} from {outside}.",
+        "Epochs count gradients, in passes over all training examples; steps are those that must be done one after "
+        "another if every client has a machine of its own. Seconds and bytes are those of training, including parts "
+        "that methods share. Peak MB is by how much this process grew; memory that it already held is not counted.",
     ]
     if any(METHODS[method].pools_data for method in methods):
-        notes.append("* needs all examples in one place, whose transport is not counted.")
+        notes.append("* needs all examples in one place; the cost of bringing them there is not counted.")
     return [*notes, *(f"{_described(failure)}." for failure in failures)]

@@ -50,4 +50,4 @@ def in_bytes(number: float) -> str:
 
 
 def _per_client(number: int, clients: int) -> str:
-    return f"{in_bytes(number)}, {in_bytes(number / clients)} a client each time"
+    return f"{in_bytes(number)}, {in_bytes(number / clients)} per client each time"

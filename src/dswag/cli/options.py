@@ -26,7 +26,7 @@ class Configured:
     """What commands take that train: every setting of a recipe, from a file and from flags."""
 
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(optional)")] = None
-    """TOML file with settings, named as the flags are but with underscores; flags win over it."""
+    """TOML file with settings, named like the flags but with underscores; flags win over it."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
     """Clients trained at a time; the result does not depend on it."""
     json: Switch = False
@@ -58,13 +58,13 @@ class Train(Configured):
     output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/DATASET-MODEL-N)")] = None
     """Run folder to write: settings, partition, history, checkpoint, posterior, landscape, metrics and report."""
     overwrite: Switch = False
-    """Replace the run that the folder already holds."""
+    """Replace the run that the output folder already holds."""
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="(optional)")] = None
-    """Go on with a run that was stopped, in its folder and with its settings."""
+    """Continue a run that was stopped, in its folder and with its settings."""
     engine: Literal["in-process", "distributed", "flower"] = "in-process"
-    """Where the clients run: in this process, in all that torchrun starts, or on nodes that Flower simulates."""
+    """Where the clients run: in this process, in all processes that torchrun started, or on simulated Flower nodes."""
     rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
-    """Seconds that the processes of a distributed run wait for one another: more than the longest exchange takes."""
+    """Seconds that the processes of a distributed run wait for one another; choose more than an exchange takes."""
 
     def resumed(self, recipe: Recipe) -> Recipe:
         """The settings of the run that is resumed; file and flags may repeat them, and change what does not matter.
@@ -86,20 +86,20 @@ class Train(Configured):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Configured):
-    """Train many methods on one problem at the budget of dswag train, and compare what they predict over several seeds.
+    """Train many methods on one problem with the budget of dswag train, and compare their scores over several seeds.
 
-    Settings are those of dswag train; 10 % of the examples are held out unless more or fewer are asked for. Results are
-    saved one by one, and those that the folder holds already are not computed again.
+    Settings are those of dswag train, but 10 % of the examples are held out unless --holdout says otherwise. Results
+    are saved one by one, and those that the folder already holds are not computed again.
     """
 
     methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods; all by default."""
+    """Methods to compare."""
     seeds: int = 3
-    """How many seeds, from --seed on."""
+    """Number of seeds, counting up from --seed."""
     output: Annotated[Output, arg(metavar="DIR", help_behavior_hint="(default: runs/compare-DATASET-MODEL)")] = None
-    """Folder for a file with the outcome of each method and seed, comparison.json and comparison.html."""
+    """Folder for comparison.json, comparison.html, and a file for each method and seed."""
     overwrite: Switch = False
-    """Compute again what the folder holds already."""
+    """Compute again what the folder already holds."""
 
     def recipe(self) -> Recipe:
         """As for training, with examples held out."""
@@ -109,7 +109,7 @@ class Compare(Configured):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Score the methods of a run again on the test set, from its posterior and checkpoint."""
+    """Score a run again on the test set, from its posterior and checkpoint, for example with more draws."""
 
     run: Positional[Path]
     """Folder that dswag train wrote."""
@@ -118,20 +118,20 @@ class Evaluate:
     samples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as trained)")] = None
     """Draws from the posterior (S)."""
     scale: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as trained)")] = None
-    """Factor on the covariance; the paper's is 1."""
+    """Factor on the covariance; 1 in the paper."""
     landscape_examples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as trained)")] = None
-    """Training examples that the loss around the posterior's mean is measured on, 0 to leave it out; for --save."""
+    """Training examples for the loss around the posterior; 0 leaves it out; only used with --save."""
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
     """Folder with the data set's files."""
     save: Switch = False
-    """Replace the metrics, the landscape and the report of the run by the outcome."""
+    """Save the outcome in place of the run's metrics, landscape and report."""
     json: Switch = False
     """Print the result as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrate:
-    """Fit the scales of a run's posterior and a temperature to what its clients held out, and score the run again."""
+    """Fit the scales of a run's posterior, and a temperature, to the examples its clients held out; score it again."""
 
     run: Positional[Path]
     """Folder that dswag train wrote, with --holdout above 0."""
@@ -143,7 +143,7 @@ class Calibrate:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Predict classes of images, with probabilities and how uncertain they are, in nats."""
+    """Predict the classes of images, with their probabilities and uncertainties (in nats)."""
 
     run: Positional[Path]
     """Folder that dswag train wrote."""
@@ -152,13 +152,13 @@ class Predict:
     output: Annotated[Output, arg(metavar="FILE", help_behavior_hint="(default: CSV on standard output)")] = None
     """File to write: CSV or JSON, by its ending."""
     resize: Switch = False
-    """Bring images to the size that the model takes, instead of refusing others."""
+    """Resize images to what the model takes; without it, images of another size are refused."""
     kind: Kind | Literal["mean"] = "swag"
     """What to predict with: draws from the posterior or from a part of its covariance, or its mean."""
     samples: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: as trained)")] = None
     """Draws from the posterior (S)."""
     scale: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as trained)")] = None
-    """Factor on the covariance; the paper's is 1."""
+    """Factor on the covariance; 1 in the paper."""
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
     """Folder with the data set's files."""
     json: Switch = False
@@ -167,7 +167,7 @@ class Predict:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one self-contained HTML page over one or many runs."""
+    """Write one self-contained HTML page about one or several runs."""
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...", help_behavior_hint="(one or more)")]
     """Folders that dswag train wrote."""
@@ -181,20 +181,20 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Collect:
-    """Make a posterior of checkpoints that training left, of any model, each of them a snapshot of its weights."""
+    """Make a posterior from checkpoints of any model; each of them is one snapshot of its weights."""
 
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE ...", help_behavior_hint="(two or more)")]
     """Checkpoints in order, .safetensors, .pt, .pth or .ckpt, or folders of them, taken in natural order."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="FILE")]
-    """File to write, which ends in .safetensors."""
+    """File to write; its name must end in .safetensors."""
     rank: int = 20
-    """Most deviation columns kept (K); 0 gives a diagonal posterior."""
+    """Deviation columns that are kept, at most (K); 0 gives a diagonal posterior."""
     columns: Literal["last", "svd"] = "last"
     """Keep the columns of the last K checkpoints, or the K principal directions of all."""
     key: Annotated[str | None, arg(metavar="KEY", help_behavior_hint="(default: at the top)")] = None
-    """Where the state dict lies in a nested checkpoint, such as state_dict; a dot leads further down."""
+    """Key under which a nested checkpoint holds the state dict, such as state_dict; use dots for deeper levels."""
     prefix: Annotated[str, arg(metavar="TEXT", help_behavior_hint="(default: none)")] = ""
-    """Take the entries that start with it, such as model., and name them without it."""
+    """Take only entries whose names start with this, such as model., and remove it from their names."""
     json: Switch = False
     """Print what was collected as JSON."""
 
@@ -206,21 +206,21 @@ class Reproduce:
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help_behavior_hint="(see --list)")] = ()
     """fig4, fig5-left, fig5-right, fig6, fig7, fig8, table-mnist, table-cifar10, or all."""
     list: Switch = False
-    """Run nothing; say what is done, what is left and how long that will take."""
+    """Run nothing; show what is done, what is left and how long that will take."""
     quick: Switch = False
-    """The same on mnist5k with few rounds, a minute each."""
+    """A small version on mnist5k with few rounds; about a minute for each name."""
     only: tuple[str, ...] = ()
-    """Parts that the names of cases must have, such as seed-0 clients-10."""
+    """Run only cases whose names have all of these parts, such as seed-0 clients-10."""
     dataset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the figure's)")] = None
-    """Another data set for the same runs, such as mnist5k, which takes a tenth of the time."""
+    """Data set to use instead, such as mnist5k, which takes a tenth of the time."""
     output: Annotated[
         Output, arg(metavar="DIR", help_behavior_hint="(default: results, results/DATASET or runs/quick)")
     ] = None
-    """Folder of the results: a JSON file a case, a picture a figure."""
+    """Folder for the results: a JSON file for each case, a picture for each figure."""
     work: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")
-    """Folder in which trained weights are kept, so that figures share them; no result needs it once it is written."""
+    """Folder in which trained weights are kept, so that figures can share them; results do not need it."""
     json: Switch = False
-    """Print what is done and left as JSON."""
+    """Print what is done and what is left as JSON."""
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,13 @@ def _notes(folder: RunFolder, recipe: Recipe) -> list[str]:
         count = folder.posterior().count
         expected = cohort_size(recipe.explorers, recipe.clients) * recipe.cycles * recipe.snapshots_per_cycle
         if count < expected:
-            notes.append(f"Explorers were left out: the posterior is of {count} of {expected} snapshots.")
+            notes.append(f"Explorers were left out: the posterior is made from {count} of {expected} snapshots.")
     else:
         notes.append("The run was stopped before it had a posterior.")
     missing = sum(len(record.missing) for record in folder.history())
     if missing:
         asked = sum(len(record.clients) for record in folder.history())
-        notes.append(f"Phase 1 went on without {missing} of {asked} answers of clients; who they were stands below.")
+        notes.append(f"Phase 1 went on without {missing} of {asked} answers; the clients left out are listed below.")
     outcome = folder.metrics()
     if outcome is not None and (outcome.samples, outcome.scale) != (recipe.samples, recipe.scale):
         notes.append(f"The scores are of {outcome.samples} samples with scale {outcome.scale:g}, set after training.")

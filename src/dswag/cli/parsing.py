@@ -40,8 +40,8 @@ def parse(arguments: Sequence[str]) -> Options:
     options = tyro.cli(
         union,
         prog="dswag",
-        description="Distributed SWAG: a Gaussian over weights from models trained where the data are. "
-        "With DSWAG_DEBUG=1 in the environment, errors keep their traceback.",
+        description="Distributed SWAG: a Gaussian over weights, from clients that train where their data are. "
+        "Set DSWAG_DEBUG=1 in the environment to see tracebacks of errors.",
         args=arguments,
         config=(PositionalMetavarFromFieldName,),
     )

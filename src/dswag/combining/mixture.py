@@ -1,4 +1,4 @@
-"""The mixture of the clients' posteriors: what they say together, several modes included."""
+"""The mixture of the clients' posteriors, which may have several modes."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from dswag.tasks import Draws, Kind
 class MixturePosterior:
     """Σ w_c N(m_c, C_c), of the clients' posteriors.
 
-    `dswag.predict` and `predictive` take it as they take a posterior; with BatchNorm layers each draw is an exchange of
-    its own with the clients.
+    `dswag.predict` and `predictive` take it like any posterior; for models with BatchNorm layers each draw needs an
+    exchange of its own with the clients.
 
     Args:
         components: the posteriors, over the same parameters.
         weights: w_c up to a factor; the clients' snapshot counts if None.
 
     Raises:
-        ValueError: no posteriors or such as differ in parameters, dtype, device or temperature; weights that cannot be.
+        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; impossible weights.
     """
 
     def __init__(self, components: Sequence[GaussianPosterior], weights: Weights | None = None) -> None:

@@ -27,25 +27,25 @@ def pooled(
     """N(mean, covariance) of the mixture of the clients' posteriors.
 
     The mean is Σ w_c m_c, the covariance Σ w_c C_c + Σ w_c (m_c - mean)(m_c - mean)ᵀ. By default w_c is the client's
-    share of all n snapshots. Then it is the posterior of one `Moments` over the snapshots of all, up to rounding, if
-    no columns are lost: each client kept all of its own, or principal ones of full rank, and `rank` is at least n - 1
-    (`test_pooling_is_what_moments_over_all_snapshots_give`).
+    share of all n snapshots. Then the result is, up to rounding, the posterior of one `Moments` over all snapshots, if
+    no columns are lost: every client has kept all of its columns, or principal ones of full rank, and `rank` is at
+    least n - 1 (`test_pooling_is_what_moments_over_all_snapshots_give`).
 
-    Diagonal and columns both follow that law. Columns estimate the covariance with n - 1 where the variance is divided
-    by n, so each client's are brought to n_c first, and the sum to n - 1. They are then compressed to the nearest
-    `rank`; the variance is not touched by that. The variance within is the mean of the clients' variances, Σ w_c v_c;
-    that of a column comes from the clients' columns, the rest of it from the offsets of their means. Clients' own
-    scales are applied to their parts before: those of the result are 1.
+    Diagonal and columns both follow that law. Columns estimate the covariance with a divisor n - 1, whereas the
+    variance is divided by n; so each client's columns are rescaled to n_c first, and the sum to n - 1. They are then
+    compressed to the best approximation of rank `rank`, which does not change the variance. The variance within clients
+    is the mean of theirs, Σ w_c v_c; the part of a column within clients comes from their columns, the rest from the
+    offsets of their means. The clients' scales are applied to their parts beforehand, and those of the result are 1.
 
-    Where no client has columns the result has none either.
+    If no client has columns, the result has none either.
 
     Args:
         posteriors: of the clients, over the same parameters.
         weights: w_c up to a factor; the clients' snapshot counts if None.
-        rank: the most columns of the result; 0 for none.
+        rank: largest number of columns of the result; 0 for none.
 
     Raises:
-        ValueError: no posteriors or such as differ in parameters, dtype, device or temperature; weights that cannot be;
+        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; impossible weights;
             a rank of 1 or below 0; a count that is not known; columns of some clients but not of all.
     """
     if rank < 0 or rank == 1:

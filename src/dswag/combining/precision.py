@@ -21,15 +21,15 @@ def product(
 
     Args:
         posteriors: of the clients, over the same parameters, each given its own data alone.
-        prior: what every client started from: a Gaussian, or the precision of one around 0; None where the prior was
-            flat. There is no default: a prior that stays in is counted W times.
-        floor: what variances are raised to. A client whose variance is next to nothing decides alone, be it sure or be
-            its variance a rounding error; a floor limits how sure it can be.
+        prior: the prior of every client: a Gaussian, or the precision of one around 0; None if it was flat. There is no
+            default, because a prior that is not divided out counts W times.
+        floor: the least variance; smaller ones are raised to it. Without it a client whose variance is close to zero,
+            be it only a rounding error, decides alone.
 
     Raises:
-        ValueError: no posteriors or such as differ in parameters, dtype, device or temperature; without a floor,
+        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; without a floor,
             variances of zero, or so small that draws equal the mean in this dtype; a prior that is narrower than the
-            posteriors, which then cannot hold it.
+            posteriors, which then cannot contain it.
     """
     clients = checked(posteriors)
     if floor is not None and not 0 < floor < float("inf"):

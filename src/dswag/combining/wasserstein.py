@@ -52,7 +52,7 @@ def wasserstein_median(
         max_iterations: of Weiszfeld's algorithm.
 
     Raises:
-        ValueError: no posteriors or such as differ in parameters, dtype, device or temperature; weights that cannot be;
+        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; impossible weights;
             NaN or infinity, or distances that overflow; no smoothing or tolerance.
         RuntimeError: no convergence in so many iterations.
     """

@@ -1,4 +1,4 @@
-"""The image data sets known by name: the digits inside the package, and what `sources` finds or fetches."""
+"""The image data sets known by name: the digits inside the package, and those that `sources` finds or downloads."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -51,11 +51,11 @@ def load(
     """The data set of that name; hyphens, underscores and case do not matter.
 
     `mnist5k` comes with the package. The others are looked for in `data_dir`, the folder in DSWAG_DATA_DIR, the cache
-    and Debian's /usr/share/datasets; what is in none of them is fetched from its public home into the cache.
+    and Debian's /usr/share/datasets; if none has it, it is downloaded from its public source into the cache.
 
     Raises:
         ValueError: an unknown name.
-        DataNotFoundError: files that are nowhere and could not be fetched, or a data folder that does not exist.
+        DataNotFoundError: files that are in none of these and could not be downloaded, or a missing data folder.
         DataFormatError: a file on disk that differs from the published one.
         CacheNotWritableError: a cache that cannot take the download.
     """

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampl
 from dswag.randomness import DrawFrom
 
 Batch = tuple[Any, Tensor]
-"""Inputs, in whatever form the model's forward takes as its one argument, and targets [b, ...]."""
+"""Inputs, in the form that the model's forward takes as its only argument, and targets [b, ...]."""
 
 Augmentation = Callable[[Tensor, Generator], Tensor]
 """Maps a batch of inputs to a batch of the same shape, drawing from the generator alone."""
@@ -21,7 +21,7 @@ Augmentation = Callable[[Tensor, Generator], Tensor]
 
 @runtime_checkable
 class ClientData(Protocol):
-    """What local training needs of a client's data; implement it for data that fit no other form."""
+    """What local training needs of a client's data; implement it for data in a form of your own."""
 
     @property
     def num_examples(self) -> int:
@@ -33,7 +33,7 @@ class ClientData(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples held as tensors: whole batches are indexed at once, and stay in the type they are kept in.
+    """Examples held as tensors: whole batches are indexed at once, and keep their dtype.
 
     Raises:
         ValueError: lengths that differ, no example at all, or inputs or targets that are NaN or infinite.
@@ -71,7 +71,7 @@ class Examples:
         return len(self)
 
     def to(self, device: torch.device | str) -> "Examples":
-        """The same there, so that batches for a model on that device need not travel."""
+        """The same examples on a device, so that batches for a model there need not be copied."""
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
 
     def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
@@ -96,11 +96,11 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class LoaderExamples:
-    """Examples that come out of a `Dataset` or a `DataLoader` one by one; batches keep the loader's size if it has one.
+    """Examples that a `Dataset` or a `DataLoader` yields; batches have the loader's size if it sets one.
 
-    The order, and what the data set itself draws with PyTorch, come from our generator instead of the global one, so
-    that a run can be repeated; worker processes are seeded by the loader. A loader that samples in its own way (a
-    sampler, a batch sampler, with replacement) is iterated as it is: its owner sees to its seed.
+    The order, and random numbers that the data set itself draws with PyTorch, come from the task's generator instead of
+    the global one, so that a run can be repeated; the loader seeds its worker processes. A loader that samples in its
+    own way (a sampler, a batch sampler, with replacement) is iterated as it is: seeding it is up to you.
 
     Raises:
         TypeError: a data set without a length, or batches that are not (inputs, targets).
@@ -129,7 +129,7 @@ class LoaderExamples:
         return sampled - sampled % loader.batch_size if loader.drop_last else sampled
 
     def batches(self, batch_size: int, *, generator: Generator | None = None, augment: bool = False) -> Iterator[Batch]:
-        """One pass over the data set, through the user's loader where there is one."""
+        """One pass over the data set, through the user's loader if there is one."""
         for batch in _drawing_from(generator, self._loader(batch_size, generator)):
             if not isinstance(batch, Sequence) or len(batch) != 2:
                 raise TypeError(

@@ -1,8 +1,8 @@
 """How the examples of one data set are spread over clients.
 
 A partition is a function (targets [n], clients, seed, *, its own settings, min_examples) -> one tensor of indices per
-client; it sees the targets because most partitions skew them. To add one, write the function and name it in
-`PARTITIONS`. Those who have a partition already take `by_column` or `checked`.
+client; it sees the targets because most partitions skew them. To add one, write the function and add it to
+`PARTITIONS`. For a partition that you already have, use `by_column` or `checked`.
 """
 
 import math
@@ -23,7 +23,7 @@ Partition = Callable[..., list[Tensor]]
 """Maps (targets [n], clients, seed) and settings to `clients` disjoint, non-empty index tensors on the CPU."""
 
 DRAWS = 100
-"""How often `dirichlet` draws before it gives up: what is accepted more rarely is another distribution."""
+"""How often `dirichlet` draws before it gives up; accepting still rarer draws would change the distribution."""
 
 
 def iid(
@@ -50,12 +50,12 @@ def dirichlet(
     Args:
         targets: the class of each example.
         clients: how many.
-        seed: decides all.
+        seed: of all random choices.
         concentration: α; as it grows every client gets equal shares, as it falls each class goes to one client.
         min_examples: the fewest that a client may have.
 
     Raises:
-        ValueError: numbers that cannot be, targets that are no classes, or no draw with enough for every client.
+        ValueError: impossible numbers, targets that are no classes, or no draw with enough examples for every client.
     """
     _check_numbers(len(targets), clients, min_examples)
     if targets.dim() != 1 or targets.is_floating_point():
@@ -120,7 +120,7 @@ def quantity(
     Li et al. 2022, who draw again instead until all have enough; which examples go where is random.
 
     Raises:
-        ValueError: numbers that cannot be, or fewer examples than `min_examples` for each client.
+        ValueError: impossible numbers, or fewer examples than `min_examples` for each client.
     """
     _check_numbers(len(targets), clients, min_examples)
     rng = np.random.default_rng(seed)
@@ -154,10 +154,10 @@ def needed_settings(name: str) -> tuple[str, ...]:
 
 
 def by_column(column: Iterable[Any]) -> dict[str | int, Int64[Tensor, "_"]]:
-    """Indices of each client by its name, in the sorted order of the names, from the client's name of each example.
+    """Indices of each client's examples, by the client's name and in the sorted order of names, from a column of names.
 
     Args:
-        column: strings or whole numbers: a list, an array, a tensor or a column of a data frame.
+        column: the client's name for each example, a string or integer: a list, array, tensor or data frame column.
 
     Raises:
         ValueError: no example, one without a name, or names that are neither all strings nor all whole numbers.
@@ -176,7 +176,9 @@ def by_column(column: Iterable[Any]) -> dict[str | int, Int64[Tensor, "_"]]:
 
 
 def checked(parts: Sequence[Any], num_examples: int) -> list[Int64[Tensor, "_"]]:
-    """A partition of one's own as index tensors: disjoint, in range, no client empty; examples may be left out.
+    """Your own partition as index tensors, once it is certain that they are disjoint, in range and not empty.
+
+    Examples may be left out.
 
     Args:
         parts: the indices of each client's examples: lists, arrays or tensors of whole numbers.

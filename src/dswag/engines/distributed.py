@@ -1,4 +1,4 @@
-"""Clients spread over the processes of one run, on one machine or several, each of which runs the same program."""
+"""Clients spread over the processes of one run, on one or several machines; all run the same program."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,18 +23,18 @@ CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
 class Distributed:
     """Runs each rank's share of the tasks as `InProcess` does, and merges what the ranks folded.
 
-    Every rank runs the same program with the same settings, has all clients' data at hand, and ends every exchange
-    with the same content in its fold. Rank r takes the r-th of equal runs of consecutive tasks. What the ranks folded
-    is cut by coordinates: each merges one range of all of them, in the order of the ranks, and tells the others. So a
-    rank sends and receives as much as two folds hold, whatever the number of ranks and clients; and where a fold keeps
-    something of every client, as the robust rules do, no rank ever holds all of it: `result` is then called by all
-    ranks together.
+    Every rank runs the same program with the same settings, has access to all clients' data, and ends every exchange
+    with the same content in its fold. Rank r takes the r-th of equal shares of consecutive tasks. The ranks' folds are
+    cut by coordinates: each rank merges one range of all folds, in the order of the ranks, and sends the result to the
+    others. So a rank sends and receives as much as two folds hold, whatever the number of ranks and clients. If a fold
+    keeps something of every client, as the robust rules do, no rank ever holds all of it; all ranks then call `result`
+    together.
 
     Args:
         model: any module with trainable parameters, the same on all ranks, on `ranks.device` if that is a GPU.
         clients: each client's data, as `InProcess` takes them.
         ranks: the processes, as `dswag.engines.ranks.joined` gives them.
-        loss: mean loss of (outputs, targets).
+        loss: a function of (outputs, targets) that returns the mean loss of the batch.
         workers: clients at a time on each rank, as for `InProcess`.
         layout: the parameters in θ; all trainable ones if None.
     """

@@ -19,21 +19,21 @@ from dswag.workspace import Loss, Workspace
 
 
 class InProcess:
-    """Runs each client whole on one worker, and folds the results in task order.
+    """Runs each client on one worker, several at a time, and folds the results in task order.
 
-    Each worker has a copy of the model, so neither the model given nor another client is touched; at most two results
-    a worker wait to be folded, whatever the number of clients. A worker computes with one intra-op thread, or with
-    more where there are fewer clients than PyTorch has threads: never depending on the number of workers, so that the
-    answers do not either.
+    Each worker has its own copy of the model; the model given is not changed. At most two results per worker wait to be
+    folded, whatever the number of clients. A worker computes with one intra-op thread, or with several if there are
+    fewer clients than PyTorch has threads. Their number never depends on the number of workers, so that answers do not
+    either.
 
     Args:
         model: any module with trainable parameters; the clients work on copies, on its device.
-        clients: each client's data, in any form that `dswag.data.examples.client_data` takes. A list or tuple is looked
-            through now; any other sequence is asked for a client's data whenever the client has a task, and none of
-            them are kept, so that there may be more than memory holds.
-        loss: mean loss of (outputs, targets).
-        workers: clients at a time; as many as PyTorch uses threads if None, one on a GPU.
-        layout: the parameters in θ, the rest staying as it is in the model; all trainable ones if None.
+        clients: each client's data, in any form that `dswag.data.examples.client_data` takes. A list or tuple is
+            checked at once. Any other sequence is asked for a client's data whenever the client has a task, and nothing
+            is kept, so that there may be more data than fit in memory.
+        loss: a function of (outputs, targets) that returns the mean loss of the batch.
+        workers: clients at a time; if None, as many as PyTorch uses threads, or one on a GPU.
+        layout: the parameters in θ, all trainable ones if None; the others stay as they are in the model.
 
     Raises:
         TypeError: the data of one client instead of a sequence.

@@ -1,4 +1,4 @@
-"""The processes of one run, as `torchrun` starts them, and what they tell one another: `torch.distributed`."""
+"""The processes of one run, as `torchrun` starts them, and their messages, through `torch.distributed`."""
 
 import os
 import socket
@@ -19,20 +19,21 @@ TIMEOUT = 1800.0
 
 
 class RankError(RuntimeError):
-    """Another process of the run ended, failed, or did not answer in time; it is named."""
+    """Another process of the run has ended, failed, or not answered in time; the message names it."""
 
 
 @contextmanager
 def joined(*, timeout: float = TIMEOUT) -> Iterator["Ranks"]:
     """The processes that `torchrun` started together with this one, until the context ends.
 
-    Tensors in main memory go by gloo, those on a GPU by nccl, with the GPU of each process's `LOCAL_RANK`.
+    Tensors in main memory are sent through gloo, those on a GPU through nccl; each process has the GPU of its
+    `LOCAL_RANK`.
 
     Args:
         timeout: seconds to wait for one another before a process counts as gone.
 
     Raises:
-        ValueError: this process was not started by `torchrun`, or one like it.
+        ValueError: this process was not started by `torchrun` or a similar launcher.
         RankError: the processes did not find one another in time.
     """
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]

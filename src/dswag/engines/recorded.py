@@ -18,16 +18,19 @@ _FORMAT = "dswag-answer"
 
 
 class Recorded:
-    """Another engine whose answers to `TrainTask`s are saved, one file each, and taken from there the next time.
+    """An engine that saves another engine's answers to `TrainTask`s, one file each, and uses saved ones the next time.
 
-    Answers are folded in task order, those saved among those that come, so that a fold ends up as if all had come now,
-    bit for bit. A file serves only the task and payload that it answers; an answer that does not fit its task is not
+    Saved and new answers are folded together in task order, so that a fold ends up with the same bits as if all answers
+    were new. A file is used only for the task and payload that it answers. An answer that does not fit its task is not
     saved.
 
     Args:
         engine: where the clients are.
-        folder: for the files, of s times d weights each; made when the first comes.
+        folder: for the files, of s x d weights each; it is made when the first answer comes.
         answered: called after each answer that was folded.
+
+    Raises:
+        SaveError: a file cannot be written, or was changed during an exchange.
     """
 
     def __init__(self, engine: Engine, folder: str | Path, *, answered: Callable[[], None] = lambda: None) -> None:

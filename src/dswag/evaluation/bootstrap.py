@@ -16,7 +16,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A number, and between what its bootstrap replicates lie."""
+    """A number with its bootstrap interval."""
 
     estimate: float
     low: float
@@ -25,7 +25,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class ReliabilityBand:
-    """A reliability curve, and between what confidence - accuracy of each of its bins lies."""
+    """A reliability curve, with a bootstrap interval of confidence - accuracy for each bin."""
 
     curve: Reliability
     low: tuple[float, ...]
@@ -55,7 +55,7 @@ def interval(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> Interval:
-    """A function of the rows of the test set, at all rows, with its percentile interval over rows drawn with return.
+    """A function of the rows of the test set, with its percentile interval over rows drawn with replacement.
 
     Raises:
         ValueError: no rows.
@@ -75,7 +75,7 @@ def reliability_band(
     resamples: int = RESAMPLES,
     level: float = LEVEL,
 ) -> ReliabilityBand:
-    """The reliability curve with a pointwise band: of bin i, over resamples that are cut into bins anew.
+    """The reliability curve with a pointwise band: for each bin, over resamples that are cut into bins anew.
 
     Raises:
         ValueError: bins that a resample leaves empty, as equal-width bins may be, and what `reliability` raises.

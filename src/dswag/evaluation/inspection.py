@@ -1,4 +1,4 @@
-"""Where predictions are good and where not: class by class, and the examples that tell most."""
+"""Where predictions are good and where not: class by class, and the most telling examples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ from dswag.evaluation.metrics import nll_of_each
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How one class fares."""
+    """Scores of one class."""
 
     name: str
     num_examples: int
     recall: float | None
-    """Share of its examples that are recognized; None where it has none."""
+    """Share of its examples that are recognized; None if it has no examples."""
     precision: float | None
-    """Share of the predictions of it that are right; None where it is never predicted."""
+    """Share of the predictions of this class that are right; None if it is never predicted."""
     nll: float | None
     """Mean over its examples."""
     mistaken_for: str | None
-    """The class that most of its examples are taken for that are not recognized; None where all are."""
+    """The class that its unrecognized examples are most often taken for; None if all are recognized."""
 
 
 @dataclass(frozen=True)
 class Telling:
-    """One example and what is predicted for it."""
+    """One example and its prediction."""
 
     index: int
     """In the test set, from 0."""
@@ -42,13 +42,13 @@ class Telling:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a person would want to see of predictions."""
+    """What is worth looking at in predictions."""
 
     classes: tuple[ClassScores, ...]
     most_uncertain: tuple[Telling, ...]
-    """Those of highest entropy first."""
+    """The examples with the highest entropy, highest first."""
     most_wrong: tuple[Telling, ...]
-    """Those that are predicted wrongly, those of highest confidence first."""
+    """The wrongly predicted examples with the highest confidence, highest first."""
 
 
 def inspect(

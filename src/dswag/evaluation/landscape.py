@@ -30,7 +30,7 @@ class Principal:
         return self.values.sqrt()[:, None] * self.vectors
 
     def coordinates(self, offsets: Float[Tensor, "n d"]) -> Float64[Tensor, "n m"]:
-        """How many standard deviations each offset from the mean goes along each eigenvector."""
+        """How far each offset from the mean goes along each eigenvector, in standard deviations."""
         along = self.vectors.new_zeros(len(offsets), len(self.vectors))
         for part in _parts(offsets.shape[1]):
             along += offsets[:, part].double() @ self.vectors[:, part].T
@@ -53,14 +53,14 @@ def principal(
     so where v is zero it is done at once.
 
     Args:
-        v: variance of its own of each element; zeros where the low-rank part alone is asked about.
+        v: the diagonal part; zeros for the eigenvectors of the low-rank part alone.
         factor: F.
         count: m.
         tolerance: largest length of Σu - λu, as a share of λ.
-        iterations: most of them.
+        iterations: limit on their number.
 
     Raises:
-        ValueError: a count that the covariance has not, or no convergence.
+        ValueError: more eigenvectors than the covariance has, or no convergence.
     """
     _check_count(v, factor, count)
     basis = _orthonormal(_start(v, factor, min(2 * count, len(v))))
@@ -84,7 +84,7 @@ def principal(
 
 
 def total_variance(v: Float[Tensor, "d"], factor: Float[Tensor, "k d"]) -> float:
-    """The trace of diag(v) + FᵀF, of which eigenvalues are a share."""
+    """The trace of diag(v) + FᵀF, the sum of all eigenvalues."""
     return float(v.double().sum() + factor.double().square().sum())
 
 
@@ -96,7 +96,7 @@ def along(
 ) -> list[OutcomeT]:
     """What is measured at mean + x · direction, for each distance x.
 
-    The caller's `measure` refreshes BatchNorm statistics where the model has such layers: they belong to each θ.
+    If the model has BatchNorm layers, `measure` must collect their statistics for each θ.
     """
     return [measure(mean + (x * direction).to(mean.dtype)) for x in distances]
 
@@ -113,12 +113,12 @@ def on_plane(
 
 
 def density_on_plane(distances: Sequence[float]) -> list[list[float]]:
-    """Log density less that of the mean, -(x² + y²)/2, on a plane of two eigenvectors at steps of one deviation."""
+    """Log density minus that of the mean, -(x² + y²)/2, on the plane of two eigenvectors, in standard deviations."""
     return [[-(x * x + y * y) / 2 for x in distances] for y in distances]
 
 
 def random_signs(direction: Float[Tensor, "d"], generator: torch.Generator) -> Float[Tensor, "d"]:
-    """The direction with a sign for each element by the toss of a coin, so that its length stays."""
+    """The direction with a random sign for each element; its length does not change."""
     coins = torch.randint(2, direction.shape, generator=generator).to(direction.device)
     return direction * (2 * coins - 1)
 

@@ -61,7 +61,7 @@ def brier(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> f
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one method on one set of examples; only for accuracy is higher better."""
+    """Scores of one method on one set of examples; lower is better, except for accuracy."""
 
     accuracy: float
     nll: float

@@ -1,4 +1,4 @@
-"""How well uncertainty tells inputs that are unlike the training data from those that are like them."""
+"""How well uncertainty tells out-of-distribution inputs (outside) from inputs like the training data (inside)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,16 +30,16 @@ class Detection:
     """How well one score separates two sets of inputs."""
 
     auroc: float
-    """1 where every input outside scores higher than all those inside, 0.5 where the score says nothing."""
+    """Area under the ROC curve: 1 if every input outside scores higher than all inside, 0.5 for a useless score."""
     fpr95: float
-    """Share of the inputs outside that pass where 95 % of those inside do; lower is better."""
+    """Share of the inputs outside that pass a threshold which 95 % of those inside pass; lower is better."""
 
 
 def detect(inside: Uncertain, outside: Uncertain) -> dict[str, Detection]:
-    """How well each score of uncertainty tells predictions of inputs outside the distribution from those inside.
+    """How well each score of uncertainty tells inputs outside the distribution from those inside.
 
-    By "entropy" of the mean probabilities, by "confidence" (1 less the largest probability; Hendrycks & Gimpel 2017)
-    and by "mutual information", which says nothing where a single set of weights predicts.
+    The scores are "entropy" of the mean probabilities, "confidence" (1 minus the largest probability; Hendrycks &
+    Gimpel 2017) and "mutual information", which says nothing if a single set of weights predicts.
     """
     return {
         name: Detection(auroc(score(inside), score(outside)), fpr_at_tpr(score(inside), score(outside)))
@@ -72,7 +72,7 @@ def auroc(inside: Float[Tensor, "n"], outside: Float[Tensor, "m"]) -> float:
 
 
 def fpr_at_tpr(inside: Float[Tensor, "n"], outside: Float[Tensor, "m"], tpr: float = 0.95) -> float:
-    """Share of the scores outside that are no higher than the least threshold with a share `tpr` inside below or at it.
+    """Share of the scores outside at or below the lowest threshold with a share `tpr` of those inside at or below it.
 
     Inside counts as positive, as in Liang, Li & Srikant 2018.
 

@@ -1,7 +1,7 @@
-"""Test images made worse in known ways and strengths: what predictions are worth where the data have shifted.
+"""Test images corrupted in known ways and strengths, to see how good predictions are if the data have shifted.
 
 Four of the kinds of Hendrycks & Dietterich 2019, computed here at strengths that suit images of about 30 pixels. A
-corruption is a function (images in [0, 1], strength, generator) -> images; to add one, write it and name it in
+corruption is a function (images in [0, 1], strength, generator) -> images; to add one, write it and add it to
 `CORRUPTIONS`.
 """
 

@@ -15,7 +15,7 @@ HOTTEST = 20.0
 
 
 def temper(probabilities: Float[Tensor, "n c"], temperature: float) -> Float[Tensor, "n c"]:
-    """softmax(ln p / T): softer above 1, sharper below, unchanged at 1; the order of the classes stays.
+    """softmax(ln p / T): softer for T above 1, sharper below, unchanged at 1; the order of the classes stays the same.
 
     A probability of 0 counts as the smallest normal number of its dtype.
     """
@@ -49,10 +49,10 @@ def fit_temperature(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, 
 def calibrated_nll(
     probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"], *, seed: int = 0, splits: int = 5
 ) -> float:
-    """The NLL of probabilities tempered by what is fitted on other examples, so that only what they rank counts.
+    """The NLL after tempering with a temperature fitted on other examples, so that plain overconfidence does not count.
 
-    Half of the examples, at random, fit the temperature for the other half and the other way round; mean over several
-    such splits (Ashukha et al. 2020, Section 4).
+    Each random half of the examples gets the temperature that fits the other half; mean over several such splits
+    (Ashukha et al. 2020, Section 4).
 
     Raises:
         ValueError: fewer than two examples.

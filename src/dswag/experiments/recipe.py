@@ -1,4 +1,4 @@
-"""A run on a known data set: its settings, and the data, the model and the clients that they stand for."""
+"""A run on a known data set: its settings, and the data, the model and the clients that they describe."""
 
 import re
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ def _device(name: str) -> str:
 
 @validated
 class Recipe(Config):
-    """All that a run on a known data set is a function of: the settings of `Config`, and those of data and model."""
+    """All settings of a run on a known data set: those of `Config`, and those of data and model."""
 
     dataset: str = "mnist5k"
     """Data and model: data set, one of mnist5k (inside the package), mnist, fashion-mnist and cifar10."""
@@ -44,21 +44,21 @@ class Recipe(Config):
     model: Literal["mlp", "cnn", "vgg16"] = "mlp"
     """Data and model: the network; vgg16 takes images of 32 x 32."""
     checkpoint_every: Count = 1
-    """Checkpoints: rounds of phase 1 from one to the next; those after the last are lost when a run is killed."""
+    """Checkpoints: rounds of phase 1 between two of them; a killed run loses the rounds since the last one."""
     device: Annotated[str, AfterValidator(_device)] = "cpu"
     """Data and model: where model and training data are: cpu, cuda or cuda:1."""
 
     partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
-    """Partition: clients differ in nothing, in shares of each class, in a few classes each, or in size."""
+    """Partition: clients differ in nothing, in their shares of each class, in the few classes they have, or in size."""
     concentration: Rate | None = None
-    """Partition: of dirichlet and quantity: α of the shares' distribution; smaller is more skew."""
+    """Partition: for dirichlet and quantity, α of the distribution of shares; smaller means more skew."""
     shards_per_client: Count | None = None
-    """Partition: of shards: pieces of the data sorted by class that each client gets; usually 2."""
+    """Partition: for shards, pieces of the data sorted by class that each client gets; usually 2."""
     min_examples: Count = 2
-    """Partition: the fewest training examples of a client; 2 allow one to be held out."""
+    """Partition: training examples that each client has at least; with 2, one of them can be held out."""
 
     landscape_examples: Annotated[int, Field(ge=0, strict=True)] | None = None
-    """Report: training examples for the loss around the posterior; 1000 if not given, 0 above a million weights."""
+    """Report: training examples for the loss around the posterior; if not given, 1000, or 0 above a million weights."""
 
     @model_validator(mode="after")
     def _check_partition(self) -> Self:

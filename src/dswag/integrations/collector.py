@@ -1,4 +1,4 @@
-"""What callbacks of all trainers share: when a snapshot is due, and the moments that take it in."""
+"""What the callbacks of all trainers share: when a snapshot is due, and the moments that take it in."""
 
 import torch
 from torch import nn
@@ -9,14 +9,14 @@ from dswag.posterior import GaussianPosterior
 
 
 class SnapshotCollector:
-    """Puts the trainable weights of a module into moments, in place, whenever an epoch or a step says that it is time.
+    """Adds the trainable weights of a module to moments, in place, at the end of certain epochs or steps.
 
     Args:
-        moments: what takes the snapshots in; `Moments()`, of rank 20, if None. With a layout it takes those parameters.
-        every_n_epochs: epochs from one snapshot to the next, each at the end of an epoch.
-        every_n_steps: steps of the optimizer from one snapshot to the next, instead of epochs.
-        start: epochs, or steps, that are over before snapshots count; the first comes `every_n_...` later.
-        device: where the moments are; training devices seldom have room for 20 columns.
+        moments: takes the snapshots in; `Moments()`, of rank 20, if None. If it has a layout, only those parameters.
+        every_n_epochs: epochs from one snapshot to the next; each is taken at the end of an epoch.
+        every_n_steps: steps of the optimizer from one snapshot to the next; if given, epochs do not count.
+        start: number of epochs, or steps, without snapshots; the first is taken `every_n_...` later.
+        device: where the moments are kept; GPUs used for training seldom have room for 20 columns.
 
     Raises:
         ValueError: a number below 1, or a start below 0.
@@ -55,12 +55,12 @@ class SnapshotCollector:
         return self.moments.posterior()
 
     def epoch_ended(self, module: nn.Module, number: int) -> None:
-        """Takes a snapshot if it is due after this many epochs."""
+        """Takes a snapshot if one is due after this many epochs."""
         if self.every_n_steps is None and self._due(number, self.every_n_epochs):
             self._take(module)
 
     def step_ended(self, module: nn.Module, number: int) -> None:
-        """Takes a snapshot if it is due after this many steps of the optimizer; the same number counts once."""
+        """Takes a snapshot if one is due after this many steps of the optimizer; the same number counts once."""
         if self.every_n_steps is not None and number != self._step and self._due(number, self.every_n_steps):
             self._take(module)
         self._step = number

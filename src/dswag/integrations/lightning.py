@@ -15,11 +15,11 @@ class PosteriorCallback(SnapshotCollector, Callback):
     """Takes snapshots of a LightningModule while it is fitted; `posterior` is the Gaussian over its weights afterwards.
 
     Names and shapes are those of the LightningModule: `with callback.posterior.sampled(module, seed=0): ...` puts the
-    weights of a draw into it. BatchNorm statistics are no weights, and have to be collected anew for every draw, with
+    weights of a draw into it. BatchNorm statistics are not weights: collect them anew for every draw, with
     `dswag.update_batch_norm` inside of that context.
 
-    The snapshots are not part of Lightning's checkpoints: a fit that is resumed starts with none, and
-    `dswag.checkpoint_files.moments_from_files` takes them from the checkpoints instead. Under data parallelism every
+    The snapshots are not part of Lightning's checkpoints: a fit that is resumed starts without any. Then
+    `dswag.checkpoint_files.moments_from_files` can take them from the checkpoints instead. Under data parallelism every
     process has the same posterior.
     """
 

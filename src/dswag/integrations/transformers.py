@@ -18,12 +18,12 @@ class PosteriorCallback(SnapshotCollector, TrainerCallback):
     """Takes snapshots of the Trainer's model; `posterior` is the Gaussian over its trainable weights afterwards.
 
     `with callback.posterior.sampled(model, seed=0): ...` puts the weights of a draw into the model. BatchNorm
-    statistics, where a model has any, are no weights, and have to be collected anew for every draw, with
+    statistics, if the model has any, are not weights: collect them anew for every draw, with
     `dswag.update_batch_norm` inside of that context.
 
-    The snapshots are not part of the Trainer's checkpoints: a training that is resumed starts with none, and
-    `dswag.checkpoint_files.moments_from_files` takes them from the checkpoints instead. An epoch that `max_steps` cuts
-    short is an epoch. Under data parallelism every process has the same posterior.
+    The snapshots are not part of the Trainer's checkpoints: a training that is resumed starts without any. Then
+    `dswag.checkpoint_files.moments_from_files` can take them from the checkpoints instead. An epoch that `max_steps`
+    cuts short counts as an epoch. Under data parallelism every process has the same posterior.
     """
 
     def on_train_begin(

@@ -115,7 +115,7 @@ def _accuracy_at_50(run: Result) -> float:
     return float(line[run["measured"]["at"].index(50)])
 
 
-_GLOBAL, _LOCAL = "SWAG on the averaged models of further rounds", "SWAG on one worker that goes on alone"
+_GLOBAL, _LOCAL = "SWAG on the averaged models of further rounds", "SWAG on one worker that continues alone"
 
 PAPER: Sequence[Claim] = (
     Claim(
@@ -186,7 +186,7 @@ PAPER: Sequence[Claim] = (
 """The paper's, in its order."""
 
 OURS: Sequence[Claim] = (
-    Claim("Plain DSWAG does not hurt, also where clients differ", "", ("fig8",), skew.hurts),
+    Claim("Plain DSWAG does not hurt, even if clients differ", "", ("fig8",), skew.hurts),
     Claim("Where it hurts, a shorter phase 2 hurts less", "", ("fig8",), skew.shorter_helps),
     *(
         Claim(f"Where it hurts, {other} does not", "", ("fig8",), skew.undone_by(method))

@@ -22,8 +22,8 @@ def _cells(scores: ClassScores) -> list[str]:
 
 def _shown(example: Telling) -> dict[str, str]:
     """The picture, what stands below it, and words for those who do not see it."""
-    verdict = "rightly" if example.target == example.predicted else "wrongly"
-    said = f"{example.target}, {verdict} taken for {example.predicted} with probability {example.confidence:.2f}"
+    verdict = "correctly" if example.target == example.predicted else "wrongly"
+    said = f"{example.target}, {verdict} predicted as {example.predicted} with probability {example.confidence:.2f}"
     return {
         "picture": example.picture,
         "caption": f"{example.target} → {example.predicted}",

@@ -179,8 +179,8 @@ _SCORES = (
     _score("Brier", _plain("brier")),
 )
 _ELSEWHERE = (
-    _score("AUROC outside", _outside("auroc"), 3),
-    _score("FPR95 outside", _outside("fpr95"), 3),
+    _score("AUROC, OOD", _outside("auroc"), 3),
+    _score("FPR95, OOD", _outside("fpr95"), 3),
     _score("NLL, corrupted", _shifted, 3),
     ("seconds", _least_seconds),
     ("MB sent", _megabytes),
@@ -188,14 +188,14 @@ _ELSEWHERE = (
 _DIFFERENCES = (("over seeds [95 %]", _over_seeds), ("over test examples, lowest seed [95 %]", _over_examples))
 _OF_METHODS = (
     Table("Scores on the test set", _by_method(_SCORES), open=True),
-    Table("Inputs from outside, corrupted inputs, and cost", _by_method(_ELSEWHERE), open=True),
-    Table(f"NLL less that of {REFERENCE}", _by_method(_DIFFERENCES)),
+    Table("Out-of-distribution inputs, corrupted inputs, and cost", _by_method(_ELSEWHERE), open=True),
+    Table(f"Difference in NLL from {REFERENCE}", _by_method(_DIFFERENCES)),
 )
 _ACROSS = (
     Table("NLL", _across("nll")),
     Table("ECE", _across("ece_equal_mass")),
     Table("Accuracy", _across("accuracy")),
-    Table(f"NLL less that of {REFERENCE}, lowest seed, with the 95 % interval over test examples", _differences_across),
+    Table(f"Difference in NLL from {REFERENCE}, lowest seed, with 95 % interval over examples", _differences_across),
 )
 
 TABLES: Mapping[str, Sequence[Table]] = {

@@ -48,7 +48,7 @@ def results_page(
 
 def _claims(subject: Subject) -> str:
     if not subject.has_run:
-        return f"On {subject.name}, none of the claims has run."
+        return f"On {subject.name}, none of the claims has been tested yet."
     rows = [
         [claim.text, claim.place or "–", figure, f"**{judgement.verdict}**", judgement.numbers.replace("; ", ";<br>")]
         for claim, figure, judgement in ((found.claim, found.figure, found.judgement) for found in subject.findings)
@@ -103,13 +103,13 @@ def _progress(runs: Sequence[Result], cases: int) -> str:
     return f"{len(runs)} of {cases} runs, seed{'s' * (len(seeds) > 1)} {listed(seeds)}, {hours:.1f} h"
 
 
-_HOURS = """Hours are of the machines that the runs were on, two cores shared with other work where no GPU is named;
-runs that figures share count in each."""
+_HOURS = """Hours are those of the machines that the runs were on: two cores, shared with other work, unless a GPU is
+named. A run that several figures share counts in each of them."""
 
 _HOW_JUDGED = f"""
-Numbers are mean ± standard deviation over seeds, without the latter where one seed has run. A trend is that from the
-fewest workers to the most. A difference counts where its 95 % t interval over seeds leaves out 0, paired where both
-sides are of the same runs, and where it is more than about two standard errors that 10,000 test examples give:
-{LEAST["NLL"]} of accuracy or NLL, {LEAST["calibration"]} of a calibration error. (mnist5k has 1,000 of them, and needs
-differences √10 times as large.)
+Numbers are mean ± standard deviation over seeds; a number without ± is of a single seed. A trend compares the most
+workers with the fewest. A difference counts if its 95 % t interval over seeds excludes 0 (paired if both sides come
+from the same runs), and if it is also larger than about two standard errors of 10,000 test examples, since all seeds
+share the test set: {LEAST["NLL"]} for accuracy and NLL, {LEAST["calibration"]} for the calibration error. On mnist5k,
+with its 1,000 test examples, it has to be √10 times as large. With a single seed, only the second condition applies.
 """

@@ -13,7 +13,7 @@ _TOLD: Mapping[Outcome, tuple[str, str]] = {
     "holds in part": ("holds in part", "hold in part"),
     "does not hold": ("does not hold", "do not hold"),
     "no difference": ("shows no difference either way", "show no difference either way"),
-    "has not run": ("has not run", "have not run"),
+    "has not run": ("has not been run", "have not been run"),
 }
 
 
@@ -21,9 +21,9 @@ def summary(subjects: Sequence[Subject], results: Mapping[str, Results]) -> list
     """Sentences and tables, in Markdown."""
     sentences = [*(_counted(subject) for subject in subjects), *_ranked(results)]
     parts = ["\n".join(f"- {sentence}" for sentence in sentences)]
-    parts.append("What the paper claims, and what came out here:")
+    parts.append("The paper's claims, and what came out here:")
     parts.append(_matrix(PAPER, subjects, lambda judgement: judgement.brief))
-    parts.append("What the paper does not ask, as its clients are alike: clients that differ.")
+    parts.append("Questions about clients whose data differ, which the paper does not ask:")
     parts.append(_matrix(OURS, subjects, lambda judgement: judgement.verdict))
     return parts
 
@@ -32,7 +32,7 @@ def _counted(subject: Subject) -> str:
     """How many of the paper's claims came out in which way."""
     outcomes = [found.judgement.outcome for found in subject.findings if found.claim in PAPER]
     if not subject.has_run:
-        return f"**{subject.name}**: nothing has run."
+        return f"**{subject.name}**: nothing has been run."
     told = [
         f"{count} {one if count == 1 else more}"
         for outcome, (one, more) in _TOLD.items()
@@ -66,9 +66,9 @@ def _against_dswag(runs: Sequence[Result], standard: Standard) -> str:
         better += [f"`{method}`"] * (side < 0)
         worse += [f"`{method}`"] * (side > 0)
     told = f"better: {listed(better or ['none'])}; worse: {listed(worse or ['none'])}"
-    place = f"`dswag` is in place {order.index('dswag') + 1} of {len(order)} by NLL"
+    place = f"by NLL, `dswag` is number {order.index('dswag') + 1} of {len(order)}"
     seeds = certainty([list(values.values()) for values in nll.values()])
-    return f"{place}. By more than chance{f' ({seeds})' if seeds else ''} {told}."
+    return f"{place}. By more than chance{f' ({seeds})' if seeds else ''}, {told}."
 
 
 def _matrix(claims: Sequence[Claim], subjects: Sequence[Subject], told: Callable[[Judgement], str]) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a run: settings, partition, history, checkpoint, posterior, landscape, metrics, report: a file each."""
+"""The folder of a run, with a file each for settings, partition, history, checkpoint, posterior and outcome."""
 
 from dswag.run_folder.files import CHECKPOINT as CHECKPOINT
 from dswag.run_folder.files import CONFIG as CONFIG

@@ -26,7 +26,7 @@ RecordT = TypeVar("RecordT")
 
 
 class RunFolderError(ValueError):
-    """A folder that cannot hold a run, or a part of a run that is missing, damaged or not of this run."""
+    """A folder that cannot hold a run, or a part of a run that is missing, damaged or of another run."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Files:
                 path.unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Removes what a process left that was killed while it wrote."""
+        """Removes temporary files of processes that were killed while they wrote."""
         for name in FILES:
             remove_leftovers(self.path / name)
 

@@ -57,7 +57,7 @@ class RunFolder(Progress, Outcome):
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """The folder of a run that was started some time.
+        """The folder of a run that was started before.
 
         Raises:
             RunFolderError: no folder, or one that holds no run.
@@ -94,7 +94,7 @@ class RunFolder(Progress, Outcome):
 
 
 class Unwritten(RunFolder):
-    """The folder of a run that another process writes: nothing is saved, what is there can be read."""
+    """The folder of a run that another process writes: files can be read, but nothing is saved."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -102,13 +102,13 @@ class Unwritten(RunFolder):
         yield
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def _remove(self, *names: str) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
     def remove_leftovers(self) -> None:
-        """Leaves it to the other."""
+        """Leaves it to the other process."""
 
 
 @contextmanager

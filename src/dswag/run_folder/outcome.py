@@ -23,19 +23,19 @@ class Outcome(Files):
         return self._read_record(PARTITION, ClassCounts)
 
     def save_posterior(self, posterior: GaussianPosterior) -> None:
-        """Writes what Algorithm 1 returned; a landscape is of the posterior before, so that it goes."""
+        """Writes the posterior, and removes the landscape, which belongs to the previous one."""
         self._write(POSTERIOR, posterior.save)
         self._remove(LANDSCAPE)
 
     def has_posterior(self) -> bool:
-        """Whether phase 2 came far enough for a posterior."""
+        """Whether there is a posterior."""
         return (self.path / POSTERIOR).exists()
 
     def posterior(self) -> GaussianPosterior:
-        """What Algorithm 1 returned.
+        """The posterior.
 
         Raises:
-            RunFolderError: phase 2 did not come far enough for one.
+            RunFolderError: there is none yet.
             PosteriorFileError: a file that is damaged, foreign or of a newer format.
         """
         return GaussianPosterior.load(self._existing(POSTERIOR, "the run was stopped too early for one: train again"))
@@ -45,7 +45,7 @@ class Outcome(Files):
         self._write_record(LANDSCAPE, landscape)
 
     def landscape(self) -> Landscape | None:
-        """The loss around the posterior's mean; None where it was not measured."""
+        """The loss around the posterior's mean; None if it was not measured."""
         return self._read_record(LANDSCAPE, Landscape)
 
     def save_metrics(self, metrics: Metrics) -> None:
@@ -53,10 +53,10 @@ class Outcome(Files):
         self._write_record(METRICS, metrics, indent=2)
 
     def metrics(self) -> Metrics | None:
-        """The scores of all methods; None where the run has not been evaluated."""
+        """The scores of all methods; None if the run has not been evaluated."""
         return self._read_record(METRICS, Metrics)
 
     def save_report(self, html: str) -> Path:
-        """Writes the page, and returns where."""
+        """Writes the HTML page, and returns its path."""
         self._write_text(REPORT, html)
         return self.path / REPORT

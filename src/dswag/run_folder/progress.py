@@ -14,12 +14,12 @@ class Progress(Files):
     """The files of a run that is under way."""
 
     def save_history(self, rounds: Sequence[RoundRecord], exploration: ExploreRecord | None = None) -> None:
-        """Writes a line for each round, and one for phase 2 where it is done."""
+        """Writes a line for each round, and one for phase 2 once it is done."""
         records: list[RoundRecord | ExploreRecord] = [*rounds, *([] if exploration is None else [exploration])]
         self._write_text(HISTORY, "".join(json.dumps(asdict(record), allow_nan=False) + "\n" for record in records))
 
     def history(self) -> tuple[RoundRecord, ...]:
-        """The rounds done; none where phase 1 did not come that far.
+        """The complete rounds; none if there is none yet.
 
         Raises:
             RunFolderError: a line that is cut off or no round; it is named.
@@ -27,15 +27,15 @@ class Progress(Files):
         return tuple(record for record in self._records() if isinstance(record, RoundRecord))
 
     def exploration(self) -> ExploreRecord | None:
-        """What phase 2 took; None where it is not done. Raises as `history` does."""
+        """The record of phase 2; None if it is not done. Raises what `history` does."""
         return next((record for record in self._records() if isinstance(record, ExploreRecord)), None)
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Writes where phase 1 stands, and keeps the checkpoint before."""
+        """Writes the state of phase 1, and keeps the previous checkpoint."""
         self._write(CHECKPOINT, checkpoint.save)
 
     def checkpoint(self) -> Checkpoint:
-        """Where phase 1 stands.
+        """The state of phase 1 after its last round.
 
         Raises:
             RunFolderError: no round was completed.
@@ -44,7 +44,7 @@ class Progress(Files):
         return Checkpoint.load(self._existing(CHECKPOINT, "no round of phase 1 was completed: train again"))
 
     def latest_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """From where to go on, and why not from a newer one; None for the start. Raises as `Checkpoint.latest` does."""
+        """The checkpoint to continue from, if any, and faults of newer ones; raises what `Checkpoint.latest` does."""
         return Checkpoint.latest(self.path / CHECKPOINT)
 
     def rounds_before(self, checkpoint: Checkpoint | None) -> tuple[RoundRecord, ...]:
@@ -64,11 +64,11 @@ class Progress(Files):
 
     @property
     def answers(self) -> Path:
-        """The folder for what explorers answered, while phase 2 is not done or scored."""
+        """The folder for explorers' answers, which exists until the run has been scored."""
         return self.path / ANSWERS
 
     def remove_answers(self) -> None:
-        """Removes what only serves to resume a run: the explorers' answers, and the checkpoint before the last."""
+        """Removes what is needed only for resuming: the explorers' answers and the previous checkpoint."""
         self._remove(ANSWERS, before(Path(CHECKPOINT)).name)
 
     def _records(self) -> Iterator[RoundRecord | ExploreRecord]:

@@ -1,4 +1,4 @@
-"""A node of a federation: it answers tasks from the data that lie on it, by the same `local.run` as every engine."""
+"""A node of a federation: it does tasks on the data that it holds, by the same `local.run` as every engine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from dswag.workspace import Loss, Workspace
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """What a node brings."""
+    """What a node has: a model and the data of its clients."""
 
     model: nn.Module
     """The same architecture as the server's; its parameters are overwritten."""
@@ -35,16 +35,16 @@ class Node:
     layout: Layout | None = None
     """The parameters in θ; all trainable ones if None."""
     workspaces: list[Workspace] = field(default_factory=list)
-    """Copies of the model to work in, made where they lack; nodes that `dataclasses.replace` makes share them."""
+    """Copies of the model to work in, made when needed; nodes that `dataclasses.replace` makes share them."""
 
 
 def client_app(make_node: Callable[[Context], Node], *, mods: Sequence[Mod] = ()) -> ClientApp:
-    """The ClientApp whose nodes `make_node` makes, from Flower's context: its `node_config` says which node it is.
+    """The ClientApp whose nodes `make_node` makes from Flower's context, whose `node_config` says which node it is.
 
     Args:
-        make_node: called for every message, as Flower gives each a process of its own. In simulations it pays to put
-            what is dear behind a `functools.cache`: reading a data set, and a node whose `clients` are replaced.
-        mods: Flower's modifiers of training messages, such as `LocalDpMod`.
+        make_node: called for every message, as Flower handles each in a process of its own. In simulations, put
+            expensive parts such as reading a data set behind a `functools.cache`.
+        mods: Flower's mods for training messages, such as `LocalDpMod`.
     """
     app = ClientApp()
 

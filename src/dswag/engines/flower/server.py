@@ -40,24 +40,24 @@ class Flower:
     """Clients on the nodes of a federation, or of its simulation; results are folded in task order.
 
     In an exchange each node gets one message with the tasks of all its clients (one for each kind of task), because a
-    trip through Flower takes seconds whatever it carries. Replies are fetched one at a time, in the order of the tasks:
-    those that came early wait at Flower's SuperLink, not in this process.
+    round trip through Flower takes seconds, whatever it carries. Replies are fetched one at a time, in the order of the
+    tasks: those that come early wait at Flower's SuperLink, not in this process.
 
-    Which node has which clients is asked of every node that appears, and again of one that did not answer. A client
-    whose node left, or has not answered in time, fails by name; where its node comes back, it takes part again. A node
-    that says that it has a client of another's gets it only if the other is asked and does not answer.
+    Every node that appears is asked which clients it has, and again after it did not answer. A client whose node has
+    left, or has not answered in time, fails and is named; if its node comes back, it takes part again. A node that
+    claims a client of another node gets it only if that one is asked and does not answer.
 
     Args:
-        grid: what Flower hands to a ServerApp.
+        grid: what Flower passes to the main function of a ServerApp.
         model: what the clients train; it is neither changed nor sent.
         num_clients: W.
         timeout: seconds that an exchange waits for replies; as long as Flower does (12 hours) if None.
-        patience: seconds that all W clients may take to appear.
-        enough: so many clients may begin; all W if None.
+        patience: seconds that the clients may take to appear at the start.
+        enough: number of clients that suffices to begin; all W if None.
 
     Raises:
-        NoNodesError: clients that did not appear, named, with what their nodes said instead.
-        ValueError: one client on two nodes.
+        NoNodesError: too few clients appeared; the missing are named, with what their nodes said instead.
+        ValueError: two nodes that have the same client.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Flower:
         self._await_clients(num_clients if enough is None else enough, patience)
 
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold after every task's client answered, or failed to, and the fold took that in, in task order."""
+        """The fold, after it has taken in every client's answer or failure in task order."""
         check_tasks(tasks, self.num_clients)
         homes = self._homes(Post(self._grid, self._presentation), {task.client for task in tasks})
         groups: dict[tuple[census.Resident | None, type[Task]], list[Task]] = defaultdict(list)

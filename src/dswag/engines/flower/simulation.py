@@ -20,7 +20,7 @@ BACKEND = {
 
 
 def simulate(app: ClientApp, nodes: int, server: Callable[[Grid], OutT]) -> OutT:
-    """What `server` returns, given the grid of a simulated federation, whose nodes' `partition-id` count from 0.
+    """What `server` returns when it is given the grid of a simulated federation; nodes' `partition-id` count from 0.
 
     The nodes run in as many processes as there are cores, one thread each. `server` runs in a thread; its error, or
     a KeyboardInterrupt, ends the simulation and is raised here.
