@@ -154,6 +154,44 @@ def test_batch_norm_augmentation_and_calibration_work_there(precision, second_de
         torch.testing.assert_close(found.cpu(), outcome("cpu"), rtol=1e-3, atol=1e-4)
 
 
+class TakesParts(nn.Module):
+    """A model of inputs that come in parts."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs):
+        first, more = inputs
+        return self.layer(first + more["rest"][0])
+
+
+def test_inputs_in_parts_are_brought_there(second_device):
+    inputs = torch.randn(24, 6, generator=generator_for(0))
+    pairs = [((x / 2, {"rest": [x / 2], "note": "as it is"}), int(x[0] > 0)) for x in inputs]
+    config = config_of([0, 1], batch_size=4)
+
+    def outcome(device):
+        layer = nn.Linear(6, 2)
+        nn.init.constant_(layer.weight, 0.1), nn.init.zeros_(layer.bias)
+        model = TakesParts(layer).to(device)
+        run = dswag.train(model, [Pairs(pairs[:10]), Pairs(pairs[10:])], config)
+        return dswag.predict(model, run.posterior, Pairs(pairs), samples=3)
+
+    assert_same(outcome(second_device), outcome("cpu"), second_device, rtol=1e-4, atol=1e-6)
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, row):
+        return self.pairs[row]
+
+
 def test_dropout_there_is_seeded_by_the_run(second_device, make_model, make_clients):
     clients = make_clients()
     first, again = (

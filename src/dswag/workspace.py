@@ -86,8 +86,15 @@ class Workspace:
         return loss
 
     def place(self, inputs: Any) -> Any:
-        """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
-        return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+        """Inputs where the model is: tensors, also those within tuples, lists and dictionaries; others as they are."""
+        if isinstance(inputs, Tensor):
+            return inputs.to(self.device, non_blocking=True)
+        if isinstance(inputs, dict):
+            return {name: self.place(part) for name, part in inputs.items()}
+        if isinstance(inputs, tuple | list):
+            parts = map(self.place, inputs)
+            return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
+        return inputs
 
 
 def _check_device(device: torch.device) -> None:
