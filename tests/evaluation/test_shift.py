@@ -22,11 +22,12 @@ def test_blur_is_that_of_scipy(strength):
     assert differences.abs().max() <= 0.501  # rounding to whole numbers, and float32
 
 
+@pytest.mark.parametrize(("height", "width"), [(31, 31), (31, 45)])
 @pytest.mark.parametrize("strength", STRENGTHS)
-def test_rotation_is_that_of_scipy_to_one_side_or_the_other(strength):
+def test_rotation_is_that_of_scipy_to_one_side_or_the_other(strength, height, width):
     """Within 9 of the border, SciPy and PyTorch fade into the black outside differently; so it is black already."""
-    given = torch.zeros(8, 1, 31, 31, dtype=torch.uint8)
-    given[:, :, 9:22, 9:22] = images(8, 1, 13, 13)
+    given = torch.zeros(8, 1, height, width, dtype=torch.uint8)
+    given[:, :, 9 : height - 9, 9 : width - 9] = images(8, 1, height - 18, width - 18)
     rotated = corrupt(given, "rotation", strength).double()
     sides = set()
     for before, after in zip(given[:, 0].double().numpy(), rotated[:, 0], strict=True):

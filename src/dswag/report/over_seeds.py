@@ -55,4 +55,4 @@ def _quantile(degrees: float) -> float:
         return T_QUANTILES[-1]
     above, below = T_QUANTILES[whole - 1 : whole + 1]
     share = (1 / degrees - 1 / (whole + 1)) * whole * (whole + 1)
-    return below * math.pow(above / below, share)
+    return float(below * (above / below) ** share)
