@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +70,24 @@ def test_after_an_error_all_is_as_it_was(tmp_path, error, before):
         write_half()
     assert (path.read_text() if path.exists() else None) == before
     assert list(tmp_path.iterdir()) == ([] if before is None else [path])
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_after_an_error_between_two_renames_the_old_content_is_in_its_place(tmp_path, monkeypatch, error):
+    path, kept = tmp_path / "state", tmp_path / "kept"
+    path.write_text("old")
+    rename, renamed = Path.replace, []
+
+    def replace(source, target):
+        renamed.append(source)
+        if len(renamed) == 2:
+            raise error
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(error), replacing(path, keep=kept) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "old"
 
 
 def test_a_writer_that_replaces_the_temporary_itself_is_fine(tmp_path):

@@ -53,7 +53,12 @@ def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
         temporary.chmod(stat.S_IMODE(mode))
         if keep is not None and path.exists():
             path.replace(keep)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except BaseException:
+            if keep is not None and not path.exists():
+                keep.replace(path)
+            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
