@@ -173,9 +173,7 @@ def test_a_layout_takes_what_it_names_and_ignores_the_rest(tmp_path):
 def test_a_prefix_that_is_missing_is_named(tmp_path):
     path = save({f"module.{name}": tensor for name, tensor in weights(0).items()}, tmp_path / "1.pt")
     layout = Layout(("bias",), ((2,),))
-    with pytest.raises(
-        CheckpointFileError, match=r"no bias, .*: it has module\.bias, so pass the prefix 'module\.'"
-    ):
+    with pytest.raises(CheckpointFileError, match=r"no bias, .*: it has module\.bias, so pass the prefix 'module\.'"):
         moments_from_files([path], layout=layout)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
 from dswag.exchange import exchange
 from dswag.randomness import derive_seed
@@ -125,7 +126,16 @@ def update(module: nn.Module, batches: Iterable[Any]) -> None:
     """Sets the module's BatchNorm statistics to those of its layers' inputs over the batches, in place.
 
     A batch is what the module takes, or a tuple or list whose first element is. Nothing changes if it fails.
+
+    Raises:
+        TypeError: a tensor or a data set, whose elements are examples.
+        ValueError: no batches, or a single example in all.
     """
+    if isinstance(batches, Tensor | Dataset):
+        raise TypeError(
+            f"batches must be an iterable of batches, got {type(batches).__name__}: pass inputs.split({BATCH_SIZE}), "
+            "or a DataLoader over the data set"
+        )
     inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
     load(module, buffers(collect(module, inputs)))
 

@@ -29,7 +29,7 @@ class Workspace:
 
     def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
         self.layout = layout or Layout.of(model)
-        self.module = deepcopy(unwrapped(model))
+        self.module = _copy(unwrapped(model))
         self.theta, self.gradient = self.layout.bind(self.module)
         self.loss = loss
         self.device = self.theta.device
@@ -77,13 +77,21 @@ class Workspace:
         except Exception as error:
             error.add_note(f"the loss was given outputs {_described(outputs)} and targets {_described(targets)}")
             raise
-        if loss.dim():
-            raise ValueError(f"the loss must be a scalar, the mean over the batch, got shape {list(loss.shape)}")
+        if not isinstance(loss, Tensor) or loss.dim():
+            found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss must be a scalar tensor, the mean over the batch, got {found}")
         return loss
 
     def place(self, inputs: Any) -> Any:
         """Inputs where the model is. Inputs that are no tensor are the model's own affair."""
         return inputs.to(self.device, non_blocking=True) if isinstance(inputs, Tensor) else inputs
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"the model cannot be copied, and every thread works on a copy of its own: {error}") from error
 
 
 def _described(value: Any) -> str:
