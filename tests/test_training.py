@@ -22,6 +22,7 @@ from dswag import (
     collect,
     evaluate,
     explore,
+    predictive,
     synchronize,
     train,
 )
@@ -204,6 +205,17 @@ def test_what_has_no_classes_cannot_stop_at_an_accuracy_or_be_calibrated():
     ):
         with pytest.raises((ValueError, ClientError), match=words):
             train(nn.Linear(3, 1), clients, Config(clients=2, rounds=1, **settings), loss=F.mse_loss)
+
+
+def test_a_run_predicts_as_its_config_says(make_model, make_clients):
+    model, x = make_model(batch_norm=True), torch.randn(7, 6, generator=generator_for(1))
+    config = Config(clients=3, rounds=1, samples=3, scale=0.5, batch_norm_examples=10)
+    run = train(model, make_clients(), config)
+    options = {"samples": 3, "scale": 0.5, "batch_norm_examples": 10, "engine": run.engine}
+    expected = predictive(model, run.posterior, x, **options)
+    assert torch.equal(run.predictive(model, x).probabilities, expected.probabilities)
+    other = predictive(model, run.posterior, x, **{**options, "scale": 0.1}, seed=4)
+    assert torch.equal(run.predictive(model, x, scale=0.1, seed=4).probabilities, other.probabilities)
 
 
 def test_evaluation_is_that_of_all_examples_together(make_model, make_clients):
