@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils.data import TensorDataset
 
 from dswag import batch_norm
 from dswag.batch_norm import PooledStatistics, buffers, collect, load, merge, refresh, update
@@ -297,6 +298,12 @@ def test_update_takes_batches_in_the_form_of_the_model():
     update(module, [{"x": batch} for batch in batches])
     expected = of_concatenation(batches)[1]
     torch.testing.assert_close(module.norm.running_var.double(), expected, rtol=12 * FLOAT32, atol=0)
+
+
+@pytest.mark.parametrize("examples", [torch.ones(4, 3), TensorDataset(torch.ones(4, 3))], ids=["tensor", "data set"])
+def test_update_refuses_examples_that_are_no_batches(examples):
+    with pytest.raises(TypeError, match=rf"iterable of batches, got {type(examples).__name__}: pass inputs\.split"):
+        update(nn.BatchNorm1d(3), examples)
 
 
 def test_no_batches_are_refused():

@@ -103,9 +103,21 @@ def test_what_does_not_fit_together_is_described(model, data, words):
         dswag.train(model, data, CONFIG)
 
 
-def test_a_loss_for_each_example_is_no_mean_loss():
-    with pytest.raises(ClientError, match=r"the loss must be a scalar, the mean over the batch, got shape \[20\]"):
-        dswag.train(network(), clients(), CONFIG, loss=nn.CrossEntropyLoss(reduction="none"))
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [(nn.CrossEntropyLoss(reduction="none"), r"shape \[20\]"), (lambda outputs, targets: 0.5, "float")],
+    ids=["for each example", "a number"],
+)
+def test_a_loss_is_one_tensor_for_a_batch(loss, found):
+    with pytest.raises(ClientError, match=rf"the loss must be a scalar tensor, the mean over the batch, got {found}"):
+        dswag.train(network(), clients(), CONFIG, loss=loss)
+
+
+def test_a_model_that_cannot_be_copied_is_told_why_it_should():
+    model = network()
+    model.last_outputs = model(INPUTS)  # deepcopy takes no tensor that has a history
+    with pytest.raises(TypeError, match=r"cannot be copied, and every thread works on a copy of its own: Only Tensors"):
+        dswag.train(model, clients(), CONFIG)
 
 
 def test_nan_in_data_that_come_one_by_one_is_told_from_a_learning_rate_that_is_too_large():

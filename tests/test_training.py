@@ -24,6 +24,7 @@ from dswag import (
     evaluate,
     explore,
     predict,
+    predictive,
     synchronize,
     train,
 )
@@ -31,7 +32,7 @@ from dswag.cohorts import sample_clients
 from dswag.divergence import DivergenceError, has_diverged
 from dswag.exchange import Missing
 from dswag.folds import Snapshots
-from dswag.randomness import derive_seed
+from dswag.randomness import derive_seed, generator_for
 from dswag.tasks import deliver
 from dswag.training import _train_tasks
 
@@ -197,6 +198,27 @@ def test_training_stops_once_the_accuracy_is_reached(make_model, make_clients):
     evaluation = evaluate(run.engine, run.theta, config)
     assert evaluation.accuracy == run.history[-1].accuracy
     assert evaluation.num_examples == 20 + 33 + 11
+
+
+def test_what_has_no_classes_cannot_stop_at_an_accuracy_or_be_calibrated():
+    clients = [(x, x[:, :1]) for x in torch.randn(2, 10, 3, generator=generator_for(0))]
+    for settings, words in (
+        ({"stop_accuracy": 0.9}, r"stop_accuracy takes scores \[b, c\] and the class of each example"),
+        ({"calibrate": True, "holdout": 0.2}, r"calibration takes scores \[b, c\] and .*: set calibrate=False"),
+    ):
+        with pytest.raises((ValueError, ClientError), match=words):
+            train(nn.Linear(3, 1), clients, Config(clients=2, rounds=1, **settings), loss=F.mse_loss)
+
+
+def test_a_run_predicts_as_its_config_says(make_model, make_clients):
+    model, x = make_model(batch_norm=True), torch.randn(7, 6, generator=generator_for(1))
+    config = Config(clients=3, rounds=1, samples=3, scale=0.5, batch_norm_examples=10)
+    run = train(model, make_clients(), config)
+    options = {"samples": 3, "scale": 0.5, "batch_norm_examples": 10, "engine": run.engine}
+    expected = predictive(model, run.posterior, x, **options)
+    assert torch.equal(run.predictive(model, x).probabilities, expected.probabilities)
+    other = predictive(model, run.posterior, x, **{**options, "scale": 0.1}, seed=4)
+    assert torch.equal(run.predictive(model, x, scale=0.1, seed=4).probabilities, other.probabilities)
 
 
 def test_evaluation_is_that_of_all_examples_together(make_model, make_clients):

@@ -1,6 +1,6 @@
 """The short form: a model and its clients in, a posterior out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from dswag.config import Config
 from dswag.engines.in_process import InProcess
 from dswag.parameters import Layout
 from dswag.posterior import GaussianPosterior
+from dswag.prediction import Predictive, predictive
 from dswag.scaling import calibrate
 from dswag.server import Server
 from dswag.tasks import Engine
@@ -31,6 +32,19 @@ class Run:
     """Every round of phase 1, without its weights: those of many rounds would fill the memory."""
     engine: Engine = field(repr=False)
     """Where the clients are; a model with BatchNorm layers needs it to predict."""
+
+    def predictive(self, model: nn.Module, inputs: Tensor | Iterable[Any], **options: Any) -> Predictive:
+        """Algorithm 2 as the config says: its draws, scale and examples for BatchNorm, from the run's clients.
+
+        Takes what `dswag.predictive` takes, which wins over the config.
+        """
+        settings = {
+            "samples": self.config.samples,
+            "scale": self.config.scale,
+            "batch_norm_examples": self.config.batch_norm_examples,
+            "engine": self.engine,
+        }
+        return predictive(model, self.posterior, inputs, **{**settings, **options})
 
 
 def train(

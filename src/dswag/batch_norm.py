@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
 from dswag.exchange import exchange
 from dswag.randomness import derive_seed
@@ -129,8 +130,14 @@ def update(module: nn.Module, batches: Iterable[Any]) -> None:
     layers.
 
     Raises:
+        TypeError: a tensor or a data set, whose elements are examples.
         ValueError: no batches, or a layer that saw a single value per channel.
     """
+    if isinstance(batches, Tensor | Dataset):
+        raise TypeError(
+            f"batches must be an iterable of batches, got {type(batches).__name__}: pass inputs.split({BATCH_SIZE}), "
+            "or a DataLoader over the data set"
+        )
     inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
     load(module, buffers(collect(module, inputs)))
 

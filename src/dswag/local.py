@@ -180,8 +180,10 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
             workspace.check_time(task)
             workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
             with torch.inference_mode():
-                outputs = [workspace.outputs(inputs).double().softmax(1) for inputs, _ in batches]
-            total = total + torch.cat(outputs)
+                outputs = [workspace.outputs(inputs) for inputs, _ in batches]
+            if not all(_are_classes(scores, of_batch) for scores, (_, of_batch) in zip(outputs, batches, strict=True)):
+                raise ValueError("calibration takes scores [b, c] and the class of each example: set calibrate=False")
+            total = total + torch.cat([scores.double().softmax(1) for scores in outputs])
             number += 1
         for column, temperature in enumerate(task.temperatures):
             probabilities = temper(total / draws.count, temperature).gather(1, targets[:, None])

@@ -323,7 +323,10 @@ def _groups(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Sequenc
 def _probabilities(logits: Any) -> Float64[Tensor, "b c"]:
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must return logits [b, c] to predict classes, got {found}")
+        raise ValueError(
+            f"the model must return logits [b, c] to predict classes, got {found}: average other outputs over "
+            "posterior.sampled(model, seed=0, number=i)"
+        )
     if logits.shape[1] == 1:
         raise ValueError(
             "the model must return a logit for each class, got one in all, whose probability would always be 1: "

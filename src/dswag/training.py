@@ -67,6 +67,7 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
 
     Raises:
         ClientError, TooFewClientsError: from `exchange`.
+        ValueError: `stop_accuracy` where outputs and targets are no classes.
         DivergenceError: a round whose loss has diverged (`divergence.has_diverged`), or whose θ is not finite.
     """
     epochs = config.rounds * config.local_epochs
@@ -148,7 +149,12 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
 
 
 def _accuracy(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> float | None:
-    return None if config.stop_accuracy is None else evaluate(engine, theta, config).accuracy
+    if config.stop_accuracy is None:
+        return None
+    accuracy = evaluate(engine, theta, config).accuracy
+    if accuracy is None:
+        raise ValueError("stop_accuracy takes scores [b, c] and the class of each example, to count those that agree")
+    return accuracy
 
 
 def _reached(config: Config, accuracy: float | None) -> bool:

@@ -33,7 +33,7 @@ class Workspace:
     def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
         self.layout = layout or Layout.of(model)
         _check_device(next(model.parameters()).device)
-        self.module = deepcopy(unwrapped(model))
+        self.module = _copy(unwrapped(model))
         self.theta, self.gradient = self.layout.bind(self.module)
         self.loss = loss
         self.device = self.theta.device
@@ -81,8 +81,9 @@ class Workspace:
         except Exception as error:
             error.add_note(f"the loss was given outputs {_described(outputs)} and targets {_described(targets)}")
             raise
-        if loss.dim():
-            raise ValueError(f"the loss must be a scalar, the mean over the batch, got shape {list(loss.shape)}")
+        if not isinstance(loss, Tensor) or loss.dim():
+            found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss must be a scalar tensor, the mean over the batch, got {found}")
         return loss
 
     def place(self, inputs: Any) -> Any:
@@ -104,6 +105,13 @@ def _check_device(device: torch.device) -> None:
     except (TypeError, RuntimeError) as error:
         message = f"the model is on {device}, which has no float64, in which sums are taken: use model.to('cpu')"
         raise ValueError(message) from error
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(model)
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"the model cannot be copied, and every thread works on a copy of its own: {error}") from error
 
 
 def _described(value: Any) -> str:

@@ -158,10 +158,12 @@ def test_scores_that_print_alike_are_marked_alike_and_a_lone_method_is_not_marke
 
 
 def test_settings_are_grouped_and_their_values_read_as_words():
-    run = RunReport("r", settings={"seed": 3, "phase 2": {"rates": (0.1, [1e-5]), "stop": None, "augment": True}})
+    run = RunReport(
+        "r", settings={"seed": 3, "phase 2": {"rates": (0.1, [1e-5]), "stop": None, "augment": True, "factors": ()}}
+    )
     page = Page(render([run]))
     cells = dict(zip(page.cells[::2], page.cells[1::2], strict=True))
-    assert cells == {"seed": "3", "rates": "0.1, 1e-05", "stop": "none", "augment": "yes"}
+    assert cells == {"seed": "3", "rates": "0.1, 1e-05", "stop": "none", "augment": "yes", "factors": "none"}
     assert len(page.all("caption")) == 2
 
 

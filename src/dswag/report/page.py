@@ -212,7 +212,7 @@ def setting_text(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, list | tuple):
-        return ", ".join(map(setting_text, value))
+        return ", ".join(map(setting_text, value)) or "none"
     return str(value)
 
 
