@@ -64,7 +64,7 @@ def test_one_method_and_one_seed_are_worded_as_such_and_values_that_are_not_set_
     [
         (["--methods", "nonsense"], "error: methods must be some of dswag"),
         (["--seeds", "0"], "error: a comparison needs at least one seed, got 0"),
-        (["--rounds", "0"], "error: flags: rounds: "),
+        (["--rounds", "0"], "error: flags: rounds must be at least 1, got 0"),
     ],
 )
 def test_bad_usage_is_exit_code_2(arguments, fault, tmp_path, capsys):
