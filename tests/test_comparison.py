@@ -122,6 +122,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
         (["dswag", "nonsense"], {}, "methods must be some of dswag, .*, got nonsense"),
         ([], {}, "got none"),
         (["dswag"], {"stop_accuracy": 0.9}, "leave stop_accuracy out"),
+        (["fedavg"], {"explore_final_learning_rate": 0.5}, "explore_final_learning_rate must be the smaller one"),
         (["dswag", "noise"], {"holdout": 0.0}, "noise are tuned on held-out examples: set holdout"),
     ],
 )

@@ -443,6 +443,12 @@ def test_single_snapshots_are_all_between():
     assert posterior.deviations_within is None
 
 
+def test_a_single_snapshot_has_no_part_within_also_where_another_client_s_column_was():
+    posterior = accumulate(None, of_clients((3, 1)), rank=3).posterior()
+    assert posterior.deviations_within[:2].abs().min() > 0
+    assert torch.equal(posterior.deviations_within[2], torch.zeros(40))
+
+
 @pytest.mark.parametrize("columns", ["last", "svd"])
 def test_merged_clients_keep_their_scatter_apart(columns):
     clients = of_clients((2, 3, 1, 2))

@@ -408,6 +408,27 @@ def test_a_model_may_predict_its_own_noise():
     torch.testing.assert_close(result.noise_variance, 0.1 + x[:, :1] ** 2)
 
 
+def test_noise_that_the_weights_predict_is_averaged_over_the_draws():
+    """By the law of total variance, with the draws one by one in float64."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = linear(outputs=2)
+
+        def forward(self, x):
+            mean, log_variance = self.linear(x).chunk(2, 1)
+            return mean, log_variance.exp()
+
+    model, x = Both(), inputs()
+    posterior = around(model)
+    result = regression(model, posterior, x, samples=6, seed=2)
+    views = [posterior.layout.views(theta.double()) for theta in posterior.sample(2, 6)]
+    each = torch.stack([x.double() @ view["linear.weight"].T + view["linear.bias"] for view in views])
+    torch.testing.assert_close(result.noise_variance.double(), each[..., 1:].exp().mean(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(result.mean.double(), each[..., :1].mean(0), rtol=1e-5, atol=1e-6)
+
+
 def test_noise_that_is_missing_or_negative_is_refused():
     model = linear()
     with pytest.raises(ValueError, match=r"pass noise=\.\.\., the variance of the targets"):
