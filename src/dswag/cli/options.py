@@ -209,7 +209,7 @@ class Reproduce:
     """Run nothing; say what is done, what is left and how long that will take."""
     quick: Switch = False
     """The same on mnist5k with few rounds, a minute each."""
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: all cases)")] = ()
     """Parts that the names of cases must have, such as seed-0 clients-10."""
     dataset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the figure's)")] = None
     """Another data set for the same runs, such as mnist5k, which takes a tenth of the time."""
