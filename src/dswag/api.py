@@ -64,10 +64,13 @@ def train(
         engine: where the clients run instead; `clients` and `loss` are then the engine's affair.
 
     Raises:
+        TypeError: no module, no list of clients, or no config.
         ValueError: settings that do not fit the clients.
         ClientError: a client failed; it is named, with the round, the epoch and the cause.
         TooFewClientsError, DivergenceError: from the algorithms.
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a dswag.Config, got {type(config).__name__}: Config(clients=..., ...)")
     if engine is None:
         engine = InProcess(model, clients, loss=loss)
     if engine.num_clients != config.clients:
