@@ -177,6 +177,12 @@ def test_a_prefix_that_is_missing_is_named(tmp_path):
         moments_from_files([path], layout=layout)
 
 
+def test_a_prefix_that_ends_before_the_dot_is_refused(tmp_path):
+    path = save({f"module.{name}": tensor for name, tensor in weights(0).items()}, tmp_path / "1.pt")
+    with pytest.raises(CheckpointFileError, match=r"prefix 'module' names begin with a dot: pass 'module\.'$"):
+        moments_from_files([path], prefix="module")
+
+
 def test_half_precision_is_taken_in_float32(tmp_path):
     states = [{name: tensor.bfloat16() for name, tensor in weights(number).items()} for number in range(3)]
     files = [save(state, tmp_path / f"{number}.safetensors") for number, state in enumerate(states)]

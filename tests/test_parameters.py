@@ -277,7 +277,7 @@ def test_a_module_of_its_own_that_is_called_module_is_no_wrapper():
 
 def test_a_layer_that_is_not_initialized_yet_is_refused_by_name():
     module = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(2))
-    with pytest.raises(ValueError, match=r"parameter 1\.weight has no shape yet: pass a batch of inputs through"):
+    with pytest.raises(ValueError, match=r"parameter 1\.weight has no shape yet: pass one batch of inputs"):
         Layout.of(module)
     module(torch.ones(1, 3))
     assert Layout.of(module).d == 14

@@ -74,6 +74,11 @@ def test_a_model_must_be_a_module(model, words):
         dswag.train(model, clients(), CONFIG)
 
 
+def test_settings_must_be_a_config():
+    with pytest.raises(TypeError, match=r"config must be a dswag.Config, got dict: Config\(clients=\.\.\., \.\.\.\)"):
+        dswag.train(network(), clients(), {"clients": 3})
+
+
 FAILING = {
     "inputs of another size": (network(15), clients(), r"\(the model was given float32 \[20, 1, 4, 4\]\)$"),
     "inputs of another type": (

@@ -67,12 +67,14 @@ def train(
         engine: where the clients run instead; `clients` and `loss` are then not used, as the engine has its own.
 
     Raises:
-        TypeError: a model that is no module, or data that are no sequence of clients.
+        TypeError: a model that is no module, data that are no sequence of clients, or no config.
         ValueError: settings that do not fit the clients, or a client without examples.
         ClientError: a client failed; it is named, with the round, the epoch and the cause.
         TooFewClientsError: with `on_failure="skip"`, fewer clients answered than are needed.
         DivergenceError: the loss of phase 1 has grown too much, or θ is not finite.
     """
+    if not isinstance(config, Config):
+        raise TypeError(f"config must be a dswag.Config, got {type(config).__name__}: Config(clients=..., ...)")
     if engine is None:
         engine = InProcess(model, clients, loss=loss)
     if engine.num_clients != config.clients:

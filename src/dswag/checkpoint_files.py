@@ -123,6 +123,8 @@ def _read(path: Path, key: str | None, prefix: str) -> dict[str, Tensor]:
     """The tensors that start with the prefix, named without it; at least one of them is a weight."""
     found = read_state_dict(path, key=key)
     entries = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+    if any(name.startswith(".") for name in entries):
+        raise CheckpointFileError(f"{path}: without the prefix {prefix!r} names begin with a dot: pass '{prefix}.'")
     if not _weights(entries):
         beginning = f" that start with {prefix!r}" if prefix else ""
         names = ", ".join([*found][:3]) + (", ..." if len(found) > 3 else "")

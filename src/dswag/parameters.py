@@ -161,7 +161,7 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 def _check_real(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, UninitializedParameter):
-        raise ValueError(f"parameter {name} has no shape yet: pass a batch of inputs through the model once, before")
+        raise ValueError(f"parameter {name} has no shape yet: pass one batch of inputs through the model first")
     if parameter.is_complex():
         raise ValueError(f"parameter {name} is {parameter.dtype}: θ is of real numbers, so keep two real parameters")
 

@@ -74,6 +74,16 @@ def test_a_partition_is_a_function_of_the_seed_and_leaves_the_global_generators_
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
 
 
+@pytest.mark.parametrize("name", ["dirichlet", "shards"])
+def test_targets_may_be_an_array_or_a_list(name):
+    targets = torch.arange(60) % 3
+    own = {"dirichlet": {"concentration": 1.0}, "shards": {"shards_per_client": 2}}[name]
+    expected = partition(name, targets, 4, 0, **own)
+    for form in (targets.numpy(), targets.tolist()):
+        found = PARTITIONS[name](form, 4, 0, **own)
+        assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
+
+
 def test_iid_mixes_sorted_targets():
     """10 clients x 1,000 examples of 10 equal classes: hypergeometric counts, mean 100, std 9; 6 std are allowed."""
     targets = torch.arange(10).repeat_interleave(1000)

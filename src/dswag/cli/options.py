@@ -209,7 +209,7 @@ class Reproduce:
     """Run nothing; show what is done, what is left and how long that will take."""
     quick: Switch = False
     """A small version on mnist5k with few rounds; about a minute for each name."""
-    only: tuple[str, ...] = ()
+    only: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: all cases)")] = ()
     """Run only cases whose names have all of these parts, such as seed-0 clients-10."""
     dataset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the figure's)")] = None
     """Data set to use instead, such as mnist5k, which takes a tenth of the time."""

@@ -22,6 +22,9 @@ from dswag.choices import check_choice
 Partition = Callable[..., list[Tensor]]
 """Maps (targets [n], clients, seed) and settings to `clients` disjoint, non-empty index tensors on the CPU."""
 
+Targets = Shaped[Tensor, "n"] | np.ndarray[Any, Any] | Sequence[float]
+"""One of each example, as a data set has them: a tensor, an array or a list."""
+
 DRAWS = 100
 """How often `dirichlet` draws before it gives up; accepting still rarer draws would change the distribution."""
 
@@ -40,7 +43,7 @@ def iid(
 
 
 def dirichlet(
-    targets: Int64[Tensor, "n"], clients: int, seed: int, *, concentration: float, min_examples: int = 1
+    targets: Targets, clients: int, seed: int, *, concentration: float, min_examples: int = 1
 ) -> list[Int64[Tensor, "_"]]:
     """Indices per client with label skew: each class is cut into shares ~ Dirichlet(α, ..., α), one for each client.
 
@@ -58,6 +61,7 @@ def dirichlet(
         ValueError: impossible numbers, targets that are no classes, or no draw with enough examples for every client.
     """
     _check_numbers(len(targets), clients, min_examples)
+    targets = torch.as_tensor(targets)
     if targets.dim() != 1 or targets.is_floating_point():
         raise ValueError(
             f"dirichlet needs one class for each example, got {targets.dtype} of shape {list(targets.shape)}: "
@@ -83,7 +87,7 @@ def dirichlet(
 
 
 def shards(
-    targets: Shaped[Tensor, "n"], clients: int, seed: int, *, shards_per_client: int, min_examples: int = 1
+    targets: Targets, clients: int, seed: int, *, shards_per_client: int, min_examples: int = 1
 ) -> list[Int64[Tensor, "_"]]:
     """Indices per client with few labels each: the data sorted by target, cut into equal shards, dealt at random.
 
@@ -94,6 +98,7 @@ def shards(
         ValueError: fewer examples than shards, or than `min_examples` for each client.
     """
     _check_numbers(len(targets), clients, min_examples)
+    targets = torch.as_tensor(targets)
     if targets.dim() != 1:
         raise ValueError(f"shards needs one target for each example, got shape {list(targets.shape)}: use iid")
     if shards_per_client < 1:
