@@ -28,7 +28,7 @@ def test_harm_is_told_from_the_mildest_skew_on_and_by_how_much():
     found = hurts(runs, STANDARD)
     assert found.verdict == "does not hold from Dirichlet 0.1 on (one seed)"
     assert found.numbers == (
-        "where the NLL is higher than that of phase 1: "
+        "where the NLL is higher than that of phase 1 by more than chance: "
         "W = 10, 20 epochs alone: from Dirichlet 0.1 on, by up to 0.5000 (2 shards)"
     )
     assert hurts([case(MILD, 0.0), case(STRONG, -0.1)], STANDARD).verdict == "holds up to Dirichlet 0.1 (one seed)"
@@ -60,6 +60,20 @@ def test_harm_is_paired_by_seed():
     assert (
         hurts([case(SHARDS, 0.004, seed=seed) for seed in (0, 1, 5)], STANDARD).verdict == "does not hold for 2 shards"
     )
+
+
+def test_the_harm_that_is_told_is_one_that_is_no_chance():
+    """With two shards it is larger, but one of the two seeds has all of it."""
+    runs = [case(STRONG, gain, seed=seed) for seed, gain in enumerate((0.02, 0.0201))]
+    runs += [case(SHARDS, gain, seed=seed) for seed, gain in enumerate((0.0, 0.5))]
+    found = hurts(runs, STANDARD)
+    assert found.verdict == "does not hold for Dirichlet 0.1"
+    assert found.numbers.endswith("W = 10, 20 epochs alone: for Dirichlet 0.1, by up to 0.0200 (Dirichlet 0.1)")
+
+
+def test_too_few_seeds_to_show_a_harm_are_no_sign_that_there_is_none():
+    runs = [case(SHARDS, 0.1, other, seed=seed) for seed, other in enumerate((0.0, 0.2))]
+    assert undone_by("other")(runs, STANDARD).verdict == "does not hold: hurts wherever dswag does"
 
 
 def test_another_method_is_judged_where_dswag_hurts_alone():

@@ -18,11 +18,11 @@ def hurts(runs: Sequence[Result], standard: Standard) -> Judgement:
     harmed = _harmed(plain, standard)
     told = []
     for setting, partitions in plain.items():
-        worst = max(partitions, key=lambda partition: _mean(partitions[partition]))
-        here = [partition for cell, partition in harmed if cell == setting]
-        most = f", by up to {_mean(partitions[worst]):.4f} ({worst})" if here else ""
-        told.append(f"{_named(setting)}: {_where(here, [*partitions])}{most}")
-    numbers = f"where the NLL is higher than that of phase 1: {'; '.join(told)}"
+        here = {partition: _mean(partitions[partition]) for cell, partition in harmed if cell == setting}
+        worst = max(here, key=here.__getitem__, default="")
+        most = f", by up to {here[worst]:.4f} ({worst})" if here else ""
+        told.append(f"{_named(setting)}: {_where([*here], [*partitions])}{most}")
+    numbers = f"where the NLL is higher than that of phase 1 by more than chance: {'; '.join(told)}"
     seeds = certainty(values for partitions in plain.values() for values in partitions.values())
     everywhere = list(by_skew(runs))
     if not harmed:
@@ -32,7 +32,10 @@ def hurts(runs: Sequence[Result], standard: Standard) -> Judgement:
 
 
 def undone_by(method: str) -> Judge:
-    """Whether another use of the same snapshots does no harm where DSWAG does."""
+    """Whether another use of the same snapshots does no harm where DSWAG does.
+
+    No harm is a mean that is not above what counts: that few seeds cannot show a harm is no sign that there is none.
+    """
 
     def judge(runs: Sequence[Result], standard: Standard) -> Judgement:
         if _all_alike(runs):
@@ -50,7 +53,7 @@ def undone_by(method: str) -> Judge:
         least, seeds = standard.least("NLL"), certainty(plain[s][p] for s, p in harmed)
         changes = [[b - a for a, b in zip(plain[s][p], other[s][p], strict=True)] for s, p in harmed]  # paired by run
         less = sum(direction([0.0], change, least) < 0 for change in changes)
-        left = sum(direction([0.0], other[s][p], least) > 0 for s, p in harmed)
+        left = sum(_mean(other[s][p]) > least for s, p in harmed)
         if not left:
             return Judgement("holds", "", numbers, seeds)
         if left < len(harmed):
