@@ -146,6 +146,18 @@ def test_merging_accumulators_with_different_anchors_shifts_them():
     torch.testing.assert_close(first.posterior().deviations, expected.deviations, rtol=1e-4, atol=1e-7)
 
 
+def test_what_is_added_after_a_merge_comes_after_all_that_was_merged():
+    anchor, thetas = snapshots(4, d=16, spread=1e-2)
+    first, second = Moments(anchor, rank=2), Moments(anchor, rank=2)
+    first.add(thetas[0])
+    for index in (7, 8):
+        second.add(thetas[index - 6], index=index)
+    first.merge(second)
+    first.add(thetas[3])
+    expected = columns_centered_on_final_mean(thetas, 2).float()
+    torch.testing.assert_close(first.posterior().deviations, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_merging_with_an_empty_accumulator_changes_nothing():
     anchor, thetas = snapshots(4, d=16)
     for first, second in itertools.permutations([accumulate(anchor, thetas), Moments()], 2):

@@ -85,6 +85,30 @@ def test_mean_field_finds_the_best_factorised_gaussian():
     torch.testing.assert_close(found.variance.double().sqrt() / std, torch.ones(3).double(), atol=0.1, rtol=0)
 
 
+def test_the_entropy_alone_raises_log_deviations_by_a_step_a_step(monkeypatch):
+    """At full speed: SGD with momentum on the entropy's part of the negative evidence lower bound by examples."""
+    made = []
+
+    class Watched(mean_field.MeanField):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(mean_field, "MeanField", Watched)
+    trial, *_ = linear_regression(rounds=1, explore_epochs=2, momentum=0.8, learning_rate=0.01)
+    mean_field.posterior(trial, step=0.003)
+    model = made[0]
+    optimizer = torch.optim.SGD(model.spread, lr=0.01, momentum=0.8)
+    values = []
+    for _ in range(80):
+        log_std = torch.cat([model.log_std(spread).flatten() for spread in model.spread])
+        values.append(log_std.detach())
+        optimizer.zero_grad()
+        (-log_std.sum() / model.num_examples).backward()
+        optimizer.step()
+    torch.testing.assert_close(values[-1] - values[-2], torch.full((3,), 0.003), rtol=1e-3, atol=0)
+
+
 def test_the_kl_term_is_that_of_the_distributions(make_model):
     """Against torch.distributions."""
     model = mean_field.MeanField(make_model(), 3.0, 7, start=-1.5)

@@ -38,9 +38,11 @@ def loss(tiny_run, theta, examples=None):
 
 
 def test_a_course_counts_the_steps_of_a_round(tiny_run):
-    """1,000 examples a client in batches of 50."""
+    """1,000 examples a client in batches of 50, or of 63 and 62."""
     measured = course(tiny_run)
     assert measured["steps_per_round"] == 20
+    smaller = replace(tiny_run.experiment, recipe=replace(tiny_run.experiment.recipe, batch_size=64))
+    assert course(replace(tiny_run, experiment=smaller))["steps_per_round"] == 16
     assert [each["bytes"] for each in measured["rounds"]] == [o.bytes for o in tiny_run.rounds.outcomes]
 
 

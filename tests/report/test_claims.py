@@ -119,6 +119,7 @@ def test_flatness_is_what_is_lost_on_the_way():
     flat = [run(5, **line([0.98, 0.98, 0.97])), run(50, **line([0.98, 0.97, 0.969]))]
     steep = [run(5, **line([0.98, 0.9, 0.5])), run(50, **line([0.98, 0.7, 0.3]))]
     assert judged(fig6=flat)[FLAT].verdict == "holds (one seed)"
+    assert judged(fig6=[*flat, run(5, seed=1, **line([0.98, 0.97, 0.949]))])[FLAT].outcome == "does not hold"
     found = judged(fig6=steep)
     assert found[FLAT].outcome == "does not hold"
     assert found[LESS_FLAT].verdict == "holds (one seed)"
