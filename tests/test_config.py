@@ -1,6 +1,7 @@
 """Settings: bad ones are refused, all at once and by name, before any work; good ones survive a file."""
 
 import dataclasses
+import inspect
 import math
 
 import pytest
@@ -258,6 +259,18 @@ def test_a_config_shows_what_is_not_the_default_as_the_call_that_makes_it():
     assert repr(number) == "Config(explorers=1, cycles=5)"
     assert repr(fraction) == "Config(cycles=5)"
     assert repr(Recipe(seed=3, model="cnn")) == "Recipe(seed=3, model='cnn')"
+
+
+@pytest.mark.parametrize("cls", [Config, Recipe])
+def test_help_tells_every_setting_with_its_type_and_default(cls):
+    parameters = inspect.signature(cls).parameters
+    assert [*parameters] == [field.name for field in dataclasses.fields(cls)]
+    assert (parameters["rounds"].annotation, parameters["rounds"].default) == (int, 20)
+    assert (parameters["explorers"].annotation, parameters["explorers"].default) == (int | float, 1.0)
+    assert (parameters["clip_update"].annotation, parameters["clip_update"].default) == (float | None, None)
+    lines = inspect.getdoc(cls).partition("Settings:\n")[2].splitlines()
+    assert [line.strip().split(":")[0] for line in lines] == [*parameters]
+    assert "    rounds: Phase 1: global rounds (T)." in lines
 
 
 def test_settings_are_given_by_name():

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import wraps
-from typing import Any, TypeVar, dataclass_transform
+from inspect import Parameter, Signature, cleandoc
+from typing import Any, TypeVar, dataclass_transform, get_type_hints
 
 from pydantic import ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
@@ -38,7 +39,28 @@ def validated(cls: type[ClassT]) -> type[ClassT]:
     made: Any = dataclass(frozen=True, kw_only=True, repr=False, config=config)(cls)
     made.__init__ = _in_our_words(made.__init__)
     made.__repr__ = _short
+    made.__signature__ = _signature(made)  # pydantic's has its checks in every annotation
+    listed = "\n".join(f"    {name}: {text}" for name, text in descriptions(made).items())
+    made.__doc__ = f"{cleandoc(made.__doc__ or '')}\n\nSettings:\n{listed}"
     return made  # type: ignore[no-any-return]
+
+
+def descriptions(cls: type) -> dict[str, str]:
+    """The docstring of each field, on one line; pydantic keeps it with the class that defines the field."""
+    return {
+        name: " ".join(field.description.split())
+        for base in reversed(cls.__mro__)
+        for name, field in getattr(base, "__pydantic_fields__", {}).items()
+        if field.description
+    }
+
+
+def _signature(cls: Any) -> Signature:
+    """The settings with their types and defaults."""
+    types = get_type_hints(cls)
+    return Signature(
+        [Parameter(f.name, Parameter.KEYWORD_ONLY, default=f.default, annotation=types[f.name]) for f in fields(cls)]
+    )
 
 
 def _in_our_words(init: Callable[..., None]) -> Callable[..., None]:

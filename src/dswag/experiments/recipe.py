@@ -19,7 +19,7 @@ from dswag.data.partition import PARTITIONS, needed_settings, partition
 from dswag.engines.in_process import InProcess
 from dswag.randomness import derive_seed
 from dswag.tasks import Engine
-from dswag.validation import validated
+from dswag.validation import descriptions, validated
 
 _EXAMPLES = {"concentration": 0.3, "shards_per_client": 2}
 """Settings that some partitions need, each with a value to try."""
@@ -169,7 +169,7 @@ def _partition(recipe: Recipe, targets: Int64[Tensor, "n"]) -> list[Int64[Tensor
 @cache
 def settings() -> tuple[Setting, ...]:
     """Every setting of a recipe, data and model first; their docstrings read "Group: description"."""
-    texts = _descriptions(Recipe)
+    texts = descriptions(Recipe)
     hints = get_type_hints(Recipe, include_extras=True)
     found = []
     for field in sorted(fields(Recipe), key=lambda field: hasattr(Config, field.name)):
@@ -178,13 +178,3 @@ def settings() -> tuple[Setting, ...]:
         group = group if separator else "General"
         found.append(Setting(field.name, group, description, hints[field.name], getattr(Recipe, field.name)))
     return tuple(found)
-
-
-def _descriptions(cls: type) -> dict[str, str]:
-    """The docstring of each field, on one line; pydantic keeps it with the class that defines the field."""
-    return {
-        name: " ".join(field.description.split())
-        for base in reversed(cls.__mro__)
-        for name, field in getattr(base, "__pydantic_fields__", {}).items()
-        if field.description
-    }
