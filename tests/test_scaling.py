@@ -177,10 +177,12 @@ def test_training_does_not_see_what_is_held_out(make_model, make_clients):
 
 
 def test_a_posterior_without_a_part_within_has_one_scale(make_model, make_clients):
-    config = replace(CONFIG, snapshots_per_cycle=1, calibrate=True)
-    posterior = train(make_model(), make_clients((60, 90, 40)), config).posterior
-    assert posterior.within_scale == 1.0
-    assert posterior.between_scale in scaling.SCALES
+    """That of the whole, which columns along which the model is destroyed take to nothing."""
+    model, clients, config = make_model(), make_clients((60, 90, 40)), replace(CONFIG, snapshots_per_cycle=1)
+    posterior = train(model, clients, config).posterior
+    assert posterior.variance_within is None
+    fitted = calibrate(InProcess(model, clients), replace(posterior, deviations=1000 * posterior.deviations), config)
+    assert (fitted.within_scale, fitted.between_scale) == (1.0, 0.0)
 
 
 def test_scales_and_temperature_survive_a_file(tmp_path, make_model, make_clients):

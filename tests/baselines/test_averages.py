@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dswag import Server
+from dswag import Config, Server
 from dswag.baselines import median, one_worker_swag, swag_after_training, swap
 from dswag.baselines.distributed_swag import posterior as dswag_posterior
 from dswag.baselines.method import Trial
-from dswag.baselines.phases import federated, last_round, phase_1, pooled_engine
+from dswag.baselines.phases import federated, last_round, phase_1, plain_sgd, pooled_engine
 from dswag.training import synchronize
 
 TARGETS = [torch.tensor([[1.0, -2.0], [3.0, 0.0]]), torch.tensor([[5.0, 1.0], [-1.0, 3.0]])]
@@ -66,6 +66,19 @@ def test_phase_1_is_where_the_clients_pull_together(trial):
 def test_federated_averaging_goes_on_at_the_falling_rates_of_phase_2(trial):
     falling = [0.1 - k * (0.1 - 0.02) / 3 for k in range(4)]  # two rounds of two epochs, the last at 0.02
     torch.testing.assert_close(trial.shared(federated), moved(THETA_T, CENTER, falling))
+
+
+def test_plain_sgd_moves_as_fast_as_sgd_with_momentum_does_at_full_speed():
+    config = Config(explore_learning_rate=0.02, momentum=0.75)
+    position = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([position], lr=0.02, momentum=0.75)
+    places = []
+    for _ in range(80):
+        position.grad = torch.ones(())
+        optimizer.step()
+        places.append(position.item())
+    assert plain_sgd(config).learning_rate == pytest.approx(places[-2] - places[-1], rel=1e-4)
+    assert plain_sgd(config).momentum == 0
 
 
 def test_swa_on_one_worker_averages_the_weights_after_each_epoch_at_a_constant_rate(quadratic):
