@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dswag.evaluation.bootstrap import Interval
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
@@ -58,6 +59,8 @@ class Metrics:
     environment: Mapping[str, str]
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
     """Scores of classes and telling examples, for the methods that were inspected."""
+    nll_differences: Mapping[str, Interval] = field(default_factory=dict)
+    """NLL less that of the phase-1 model on the same examples, with a 95 % interval over them, by method."""
 
 
 @dataclass(frozen=True)

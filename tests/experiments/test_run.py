@@ -67,6 +67,19 @@ def test_what_was_yielded_is_saved(experiment, finished):
     assert metrics.seconds["phase 1"] == sum(event.seconds for event in events[1:3])
 
 
+def test_differences_to_the_phase_1_model_are_those_of_the_same_examples(experiment, finished):
+    folder, events = finished
+    differences = folder.metrics().nll_differences
+    assert differences == {event.method: event.nll_difference for event in events[7:11]}
+    assert list(differences) == METHODS[1:]
+    scores = folder.metrics().scores
+    for method, difference in differences.items():
+        assert difference.estimate == pytest.approx(scores[method].nll - scores[PHASE_1].nll, abs=1e-6)
+        assert difference.low < difference.estimate < difference.high
+    unpaired = 2 * 1.96 * scores[PHASE_1].nll / scores[PHASE_1].num_examples ** 0.5
+    assert all(difference.high - difference.low < unpaired for difference in differences.values())
+
+
 def test_posterior_is_that_of_the_short_form(experiment, finished):
     """`dswag.train` on the same model and clients is the reference."""
     folder, _ = finished

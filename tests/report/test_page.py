@@ -8,6 +8,7 @@ import pytest
 from samples import LANDSCAPE
 
 from dswag.data.class_counts import ClassCounts
+from dswag.evaluation.bootstrap import Interval
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.inspection import ClassScores, Inspection, Telling
 from dswag.evaluation.metrics import Scores
@@ -106,6 +107,31 @@ def test_numbers_that_print_alike_are_called_equal():
     assert "DSWAG gives probabilities as good as those of the phase-1 model" in said
     assert "0.3000 against 0.3000 (equal)" in said
     assert "90.00 % against 90.00 % (equal)" in said
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "remark"),
+    [
+        (-0.008, -0.002, "better probabilities than", "lower)"),
+        (-0.011, 0.001, "probabilities as good as those of", "lower, which may be chance)"),
+        (0.001, 0.004, "worse probabilities than", "higher)"),
+        (-0.001, 0.004, "probabilities as good as those of", "higher, which may be chance)"),
+    ],
+)
+def test_what_may_be_chance_is_called_neither_better_nor_worse(low, high, verdict, remark):
+    worse = "higher" in remark
+    methods = {"phase-1 model": DSWAG if worse else PHASE_1, "DSWAG": PHASE_1 if worse else DSWAG}
+    said = answer(methods, Interval((low + high) / 2, low, high))
+    assert said.startswith(f"DSWAG gives {verdict} the phase-1 model: its negative log-likelihood is ")
+    assert said.partition(", its calibration error")[0].endswith(remark)
+
+
+def test_differences_have_a_column_with_their_intervals():
+    run = replace(full_run(), nll_differences={"DSWAG": Interval(-0.005, -0.0081, -0.0019)})
+    cells = Page(render([run])).cells
+    assert "-0.0050 (-0.0081 to -0.0019)" in cells
+    assert "NLL differenceto the phase-1 model, 95 % interval" in cells
+    assert not any("NLL difference" in cell for cell in Page(render([full_run()])).cells)
 
 
 def test_a_method_better_than_both_is_named():

@@ -79,7 +79,8 @@ def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
             display.begin("landscape: point", number)
             folder.save_landscape(survey(experiment, posterior, checkpoint.server.theta, display.advance))
     if before is not None and ENSEMBLE in before.scores:
-        outcomes.append(Scored(ENSEMBLE, before.scores[ENSEMBLE], before.reliability[ENSEMBLE]))
+        difference = before.nll_differences.get(ENSEMBLE)
+        outcomes.append(Scored(ENSEMBLE, before.scores[ENSEMBLE], before.reliability[ENSEMBLE], difference))
     if options.save:
         folder.save_metrics(metrics(outcomes, experiment.recipe, {} if before is None else before.seconds))
         folder.save_report(page([folder]))

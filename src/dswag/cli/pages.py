@@ -33,6 +33,7 @@ def page(folders: Sequence[RunFolder]) -> str:
             partition=folder.partition(),
             landscape=folder.landscape(),
             inspection={} if outcome is None else outcome.inspection,
+            nll_differences={} if outcome is None else outcome.nll_differences,
         )
 
     return render([section(folder) for folder in folders])

@@ -15,9 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from dswag.data.datasets import ImageDataset
+from dswag.evaluation.bootstrap import Interval, mean_interval
 from dswag.evaluation.calibration import Reliability, reliability
 from dswag.evaluation.inspection import Inspection, Telling, inspect
-from dswag.evaluation.metrics import Scores, score
+from dswag.evaluation.metrics import Scores, nll_of_each, score
 from dswag.experiments.recipe import Experiment, Recipe
 from dswag.posterior import GaussianPosterior
 from dswag.prediction import Predictive, ensemble, predictive
@@ -44,6 +45,8 @@ class Scored:
     method: str
     scores: Scores
     reliability: Reliability
+    nll_difference: Interval | None = None
+    """NLL less that of the phase-1 model on the same examples, with a 95 % interval over them; None for that model."""
     inspection: Inspection | None = None
     """Of DSWAG alone."""
 
@@ -65,15 +68,21 @@ def score_methods(
         snapshots: of all explorers, for their ensemble; it is left out if None.
         kinds: what to predict with from the posterior.
     """
-    recipe, model, inputs = experiment.recipe, experiment.model, experiment.dataset.test.inputs
+    recipe, model, test = experiment.recipe, experiment.model, experiment.dataset.test
     options: dict[str, Any] = {"engine": experiment.engine, "batch_norm_examples": recipe.batch_norm_examples}
+    inputs = test.inputs
+    before = ensemble(model, theta[None], inputs, **options).probabilities.cpu()
+    nll_before = nll_of_each(before, test.targets)
 
     def scored(method: str, prediction: Predictive) -> Scored:
-        probabilities, targets = prediction.probabilities.cpu(), experiment.dataset.test.targets
+        probabilities = prediction.probabilities.cpu()
+        difference = mean_interval(nll_of_each(probabilities, test.targets) - nll_before, seed=recipe.seed)
         closer = _inspected(probabilities, experiment.dataset) if method == POSTERIOR_METHODS["swag"] else None
-        return Scored(method, score(probabilities, targets), reliability(probabilities, targets), closer)
+        return Scored(
+            method, score(probabilities, test.targets), reliability(probabilities, test.targets), difference, closer
+        )
 
-    yield scored(PHASE_1, ensemble(model, theta[None], inputs, **options))
+    yield Scored(PHASE_1, score(before, test.targets), reliability(before, test.targets))
     for kind in kinds:
         prediction = predictive(
             model,
@@ -123,6 +132,9 @@ def metrics(scored: Sequence[Scored], recipe: Recipe, seconds: Mapping[str, floa
         scores={outcome.method: outcome.scores for outcome in scored},
         reliability={outcome.method: outcome.reliability for outcome in scored},
         inspection={outcome.method: outcome.inspection for outcome in scored if outcome.inspection is not None},
+        nll_differences={
+            outcome.method: outcome.nll_difference for outcome in scored if outcome.nll_difference is not None
+        },
         samples=recipe.samples,
         scale=recipe.scale,
         seconds=seconds,

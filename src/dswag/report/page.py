@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dswag.data.class_counts import ClassCounts
+from dswag.evaluation.bootstrap import Interval
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
@@ -48,11 +49,12 @@ def render(runs: Sequence["RunReport"]) -> str:
     )
 
 
-def answer(scores: Mapping[str, Scores]) -> str:
+def answer(scores: Mapping[str, Scores], difference: Interval | None = None) -> str:
     """One sentence: how DSWAG compares with the phase-1 model, and which method is best if it is neither.
 
-    The verdict is that of the negative log-likelihood, a proper score. Numbers that print alike are equal; accuracies
-    less than one standard error apart are called about the same.
+    The verdict is that of the negative log-likelihood, a proper score; if the interval of its `difference` is known,
+    only an interval without 0 makes one better. Numbers that print alike are equal; accuracies less than one standard
+    error apart are called about the same.
     """
     if not scores:
         return "No method has been evaluated yet."
@@ -63,12 +65,13 @@ def answer(scores: Mapping[str, Scores]) -> str:
             f"and an accuracy of {_percent(scores[best].accuracy)}."
         )
     ours, theirs = scores[METHOD], scores[BASELINE]
-    verdict = {"lower": "better probabilities than", "higher": "worse probabilities than"}.get(
-        _side(ours.nll, theirs.nll), "probabilities as good as those of"
-    )
+    side = _side(ours.nll, theirs.nll)
+    chance = difference is not None and difference.low <= 0 <= difference.high and side != "equal"
+    verdicts = {"lower": "better probabilities than", "higher": "worse probabilities than"}
+    verdict = "probabilities as good as those of" if chance or side == "equal" else verdicts[side]
     sentence = (
         f"{METHOD} gives {verdict} the {BASELINE}: "
-        f"its negative log-likelihood is {_against(ours.nll, theirs.nll)}, "
+        f"its negative log-likelihood is {_against(ours.nll, theirs.nll, ', which may be chance' if chance else '')}, "
         f"its calibration error {_against(ours.ece_equal_mass, theirs.ece_equal_mass)} and "
         f"its accuracy {_percent(ours.accuracy)} against {_percent(theirs.accuracy)} ({_accuracies(ours, theirs)})"
     )
@@ -88,6 +91,7 @@ class RunReport:
     - tables: further pairs of names and texts to show, by caption; those without pairs are left out.
     - notes: sentences that the reader must know to judge the numbers.
     - inspection: by method, what is shown of classes and examples; that of DSWAG is.
+    - nll_differences: by method, NLL less that of the phase-1 model, with a 95 % interval over test examples.
     - partition: how many training examples of each class each client has.
     - landscape: the training loss around the posterior's mean.
 
@@ -106,6 +110,7 @@ class RunReport:
     partition: ClassCounts | None = None
     landscape: Landscape | None = None
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
+    nll_differences: Mapping[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = {name: scores.num_examples for name, scores in self.scores.items()}
@@ -145,9 +150,10 @@ def _section(run: RunReport, number: int) -> dict[str, object]:
     ]
     return {
         "title": run.title,
-        "answer": answer(run.scores),
+        "answer": answer(run.scores, run.nll_differences.get(METHOD)),
         "notes": run.notes,
         "rows": {name: [(text, text == best[index]) for index, text in enumerate(row)] for name, row in rows.items()},
+        "differences": {name: _interval(difference) for name, difference in run.nll_differences.items()},
         "num_examples": next((scores.num_examples for scores in run.scores.values()), 0),
         "standard_error": f"{max((100 * _standard_error(scores) for scores in run.scores.values()), default=0):.2f}",
         "reliability": Markup(reliability_diagram(run.reliability)) if run.reliability else "",
@@ -227,11 +233,15 @@ def _side(ours: float, theirs: float) -> Literal["lower", "equal", "higher"]:
     return "lower" if ours < theirs else "higher"
 
 
-def _against(ours: float, theirs: float) -> str:
+def _interval(value: Interval) -> str:
+    return f"{value.estimate:+.4f} ({value.low:+.4f} to {value.high:+.4f})"
+
+
+def _against(ours: float, theirs: float, remark: str = "") -> str:
     side = _side(ours, theirs)
     change = 100 * abs(ours - theirs) / theirs if theirs > 0 else math.inf
     amount = f"{change:.{0 if change >= 10 else 1}f} % " if side != "equal" and change < math.inf else ""
-    return f"{ours:.4f} against {theirs:.4f} ({amount}{side})"
+    return f"{ours:.4f} against {theirs:.4f} ({amount}{side}{remark})"
 
 
 def _accuracies(ours: Scores, theirs: Scores) -> str:
