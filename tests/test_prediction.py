@@ -22,7 +22,7 @@ from dswag import (
     regression,
     train,
 )
-from dswag.prediction import AHEAD
+from dswag.batches import AHEAD
 from dswag.randomness import DrawFrom, generator_for
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
+from dswag.batches import inputs_of
 from dswag.exchange import exchange
 from dswag.randomness import derive_seed
 from dswag.tasks import Draws, Engine, LayerStatistics, Part, Payload, StatisticsResult, StatisticsTask
@@ -138,8 +139,7 @@ def update(module: nn.Module, batches: Iterable[Any]) -> None:
             f"batches must be an iterable of batches, got {type(batches).__name__}: pass inputs.split({BATCH_SIZE}), "
             "or a DataLoader over the data set"
         )
-    inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
-    load(module, buffers(collect(module, inputs)))
+    load(module, buffers(collect(module, inputs_of(batches))))
 
 
 def load(module: nn.Module, named: Mapping[str, Tensor]) -> None:

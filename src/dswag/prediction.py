@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
 
 from dswag import batch_norm
+from dswag.batches import groups
 from dswag.combining import MixturePosterior
 from dswag.evaluation.temperature import temper
 from dswag.parameters import Layout, parameters
@@ -21,9 +19,6 @@ from dswag.threads import default_workers, ordered_map
 from dswag.workspace import Workspace
 
 Posterior = GaussianPosterior | MixturePosterior
-
-AHEAD = 8
-"""Batches of an iterable that are held at a time, which share the cost of making the draws."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +117,9 @@ def predictive_stream(
 ) -> Iterator[Predictive]:
     """The predictive distribution of one batch after another, with only a few of them in memory.
 
-    Takes what `predictive` takes. Batches are read AHEAD at a time, and all draws are made anew for each such group.
-    Keeping the draws would take memory for S times θ, and iterating over the batches once for each draw would need a
-    source that yields the same batches every time, as a shuffled loader does not.
+    Takes what `predictive` takes. Batches are read eight at a time (`batches.AHEAD`), and all draws are made anew for
+    each such group. Keeping the draws would take memory for S times θ, and iterating over the batches once for each
+    draw would need a source that yields the same batches every time, as a shuffled loader does not.
     """
     members = draws_of(model, posterior, **options)
     return (
@@ -262,7 +257,7 @@ def outputs(
 
         return ordered_map(predict_with, workspaces, range(members.count))
 
-    for batches in _groups(inputs, batch_size):
+    for batches in groups(inputs, batch_size):  # they share the cost of making the draws
         yield of_members(batches)
         del batches  # before the next are read
 
@@ -293,31 +288,6 @@ def _refresh(
     if draws is None:
         return batch_norm.refresh(engine, payload, seed=0, max_examples=max_examples)
     return batch_norm.refresh(engine, payload, seed=draws.seed, max_examples=max_examples, draws=(draws,))
-
-
-def _groups(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Sequence[Any]]:
-    """Batches, AHEAD at a time; all at once where they are in memory already."""
-    if isinstance(inputs, np.ndarray):
-        inputs = torch.as_tensor(inputs)
-    if isinstance(inputs, Dataset):
-        inputs = DataLoader(inputs, batch_size, generator=Generator())  # or it would draw from the global one
-    if isinstance(inputs, Mapping | str):
-        raise TypeError(
-            f"inputs must be a tensor, a data set or an iterable of batches, got {type(inputs).__name__}: "
-            "put what is one batch into a list"
-        )
-    if isinstance(inputs, Tensor):
-        groups = iter([torch.split(inputs, batch_size)] if len(inputs) else [])
-    else:
-        batches = (batch[0] if isinstance(batch, tuple | list) else batch for batch in inputs)
-        groups = iter(lambda: tuple(islice(batches, AHEAD)), ())
-    found = False
-    for group in groups:
-        found = True
-        yield group
-        del group  # before the next is read
-    if not found:
-        raise ValueError("there are no inputs to predict")
 
 
 def _probabilities(logits: Any) -> Float64[Tensor, "b c"]:
