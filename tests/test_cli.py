@@ -163,6 +163,14 @@ def test_evaluate_gives_the_scores_of_training_again(dswag, run):
     assert {method: values["nll"] for method, values in scores.items()} == {m: s.nll for m, s in trained.items()}
 
 
+def test_scores_are_not_saved_into_a_folder_that_a_training_holds(dswag, run):
+    with RunFolder.open(run).held():
+        assert dswag("evaluate", run)[0] == 0
+        code, _, err = dswag("evaluate", run, "--save")
+    assert code == 1
+    assert "another process trains into" in err
+
+
 def test_evaluate_takes_other_draws_and_saves_only_if_asked_to(dswag, run, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

@@ -13,7 +13,8 @@ def calibrate(options: Calibrate) -> None:
     folder = RunFolder.open(options.run)
     experiment, posterior = opened(folder, options)
     fitted = fit(experiment.engine, posterior, experiment.recipe)
-    folder.save_posterior(fitted)
+    with folder.held():
+        folder.save_posterior(fitted)
     found = {name: getattr(fitted, name) for name in ("within_scale", "between_scale", "temperature")}
     console.say(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in found.items()))
     if options.json:

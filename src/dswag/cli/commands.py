@@ -1,6 +1,7 @@
 """What the commands do that work on runs."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def _train(options: Train, recipe: Recipe, folder: RunFolder | None, place: Plac
 def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
     """Scores the methods of a run again; what the snapshots are needed for stays as it was measured in training."""
     folder = RunFolder.open(options.run)
+    with folder.held() if options.save else nullcontext():
+        scores = _evaluated(folder, options)
+    if options.json:
+        console.emit(to_json({"run": str(folder.path), "methods": _as_data(scores)}))
+    elif not quiet:
+        console.show_scores(scores)
+
+
+def _evaluated(folder: RunFolder, options: Evaluate) -> dict[str, Scores]:
+    """The scores by method, saved if that is asked for."""
     before = folder.metrics()
     experiment, posterior = opened(folder, options)
     checkpoint = folder.checkpoint()
@@ -84,11 +95,7 @@ def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
     if options.save:
         folder.save_metrics(metrics(outcomes, experiment.recipe, {} if before is None else before.seconds))
         folder.save_report(page([folder]))
-    scores = {outcome.method: outcome.scores for outcome in outcomes}
-    if options.json:
-        console.emit(to_json({"run": str(folder.path), "methods": _as_data(scores)}))
-    elif not quiet:
-        console.show_scores(scores)
+    return {outcome.method: outcome.scores for outcome in outcomes}
 
 
 def predict(options: Predict) -> None:
