@@ -125,6 +125,14 @@ def test_a_shorter_phase_2_helps_where_it_has_less_of_the_harm():
     assert elsewhere.verdict == "has not run with several lengths of phase 2 where it hurts"
 
 
+def test_lengths_of_phase_2_are_compared_seed_by_seed():
+    """Seeds differ by more than what a longer phase 2 adds, which is the same in each; their order does not matter."""
+    harm = {0: 0.2, 1: 0.3, 2: 0.4}
+    runs = [case(SHARDS, harm[seed], epochs=2, seed=seed) for seed in (0, 1, 2)]
+    runs += [case(SHARDS, harm[seed] + 0.02, epochs=20, seed=seed) for seed in (2, 0, 1)]
+    assert shorter_helps(runs, STANDARD).verdict == "holds"
+
+
 def test_partitions_are_in_the_order_of_their_skew():
     runs = [case(partition, 0.0) for partition in (SHARDS, STRONG, IID, MILD, ("dirichlet", 0.3))]
     assert list(by_skew(runs)) == ["IID", "Dirichlet 1.0", "Dirichlet 0.3", "Dirichlet 0.1", "2 shards"]

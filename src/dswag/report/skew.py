@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from dswag.report.judgement import Judge, Judgement, Standard, certainty, listed
 from dswag.report.over_seeds import direction
-from dswag.report.reproduced import Result, by_skew, by_value, spread
+from dswag.report.reproduced import Result, by_skew, by_value, partition_label, spread
 
 Gains = Mapping[tuple[int, int], Mapping[str, Sequence[float]]]
 """NLL less that of phase 1 of the same run, a value a seed: by workers and epochs alone, then by partition."""
@@ -83,7 +83,8 @@ def shorter_helps(runs: Sequence[Result], standard: Standard) -> Judgement:
         return Judgement("no difference", ": there is no harm to lessen")
     if not courses:
         return Judgement("has not run", " with several lengths of phase 2 where it hurts")
-    sides = [direction(course[min(course)], course[max(course)], standard.least("NLL")) for course in courses.values()]
+    growths = [_growth(runs, *cell, min(course), max(course)) for cell, course in courses.items()]
+    sides = [direction([0.0], growth, standard.least("NLL")) for growth in growths if growth]
     told = []
     for clients in dict.fromkeys(clients for clients, _ in courses):
         partition, course = max(
@@ -101,6 +102,16 @@ def shorter_helps(runs: Sequence[Result], standard: Standard) -> Judgement:
     return Judgement("does not hold" if -1 in sides else "no difference", "", numbers, seeds)
 
 
+def _growth(runs: Sequence[Result], clients: int, partition: str, shortest: int, longest: int) -> list[float]:
+    """How much more DSWAG harms after the longest phase 2 than after the shortest, by seed: phase 1 is the same."""
+    harm: dict[int, dict[int, float]] = {shortest: {}, longest: {}}
+    for run in runs:
+        config = run["config"]
+        if (config["clients"], partition_label(run)) == (clients, partition) and config["explore_epochs"] in harm:
+            harm[config["explore_epochs"]][config["seed"]] = _gain(run, "dswag")
+    return [more - harm[shortest][seed] for seed, more in harm[longest].items() if seed in harm[shortest]]
+
+
 _ALIKE = Judgement("has not run", " where clients differ")
 
 
@@ -113,10 +124,15 @@ def _gains(runs: Sequence[Result], method: str) -> Gains:
     found = {}
     for setting, group in sorted(by_value(runs, "clients", "explore_epochs").items()):
         found[setting] = {
-            partition: [run["measured"][method]["nll"] - run["measured"]["phase-1"]["nll"] for run in of_partition]
+            partition: [_gain(run, method) for run in of_partition]
             for partition, of_partition in by_skew(group).items()
         }
     return found
+
+
+def _gain(run: Result, method: str) -> float:
+    nll: float = run["measured"][method]["nll"] - run["measured"]["phase-1"]["nll"]
+    return nll
 
 
 def _harmed(gains: Gains, standard: Standard) -> list[tuple[tuple[int, int], str]]:
