@@ -12,7 +12,8 @@ from dswag.evaluation.bootstrap import Interval
 from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.inspection import ClassScores, Inspection, Telling
 from dswag.evaluation.metrics import Scores
-from dswag.report.page import RunReport, answer, render
+from dswag.report.answer import answer
+from dswag.report.page import RunReport, render
 from dswag.report.svg import PALETTE
 
 PHASE_1 = Scores(0.9790, 0.0690, 0.0330, 0.0043, 0.0040, 1000)

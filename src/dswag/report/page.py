@@ -1,6 +1,5 @@
 """The HTML report: one self-contained page over one or many runs."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -14,6 +13,7 @@ from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
 from dswag.records import Landscape
+from dswag.report.answer import BASELINE, METHOD, answer, side, standard_error
 from dswag.report.clients import clients_section
 from dswag.report.examples import examples_section
 from dswag.report.landscape import landscape_section
@@ -27,9 +27,6 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 """Of pages that need no other file and no network."""
-
-METHOD, BASELINE = "DSWAG", "phase-1 model"
-"""The method that the first sentence of a report is about, and the one it is compared with."""
 
 
 def render(runs: Sequence["RunReport"]) -> str:
@@ -47,37 +44,6 @@ def render(runs: Sequence["RunReport"]) -> str:
         comparison=_comparison(runs),
         columns=_COLUMNS,
     )
-
-
-def answer(scores: Mapping[str, Scores], difference: Interval | None = None) -> str:
-    """One sentence: how DSWAG compares with the phase-1 model, and which method is best if it is neither.
-
-    The verdict is that of the negative log-likelihood, a proper score; if the interval of its `difference` is known,
-    only an interval without 0 makes one better. Numbers that print alike are equal; accuracies less than one standard
-    error apart are called about the same.
-    """
-    if not scores:
-        return "No method has been evaluated yet."
-    best = min(scores, key=lambda name: scores[name].nll)
-    if METHOD not in scores or BASELINE not in scores:
-        return (
-            f"By negative log-likelihood the best method here is {best}, with {scores[best].nll:.4f} "
-            f"and an accuracy of {_percent(scores[best].accuracy)}."
-        )
-    ours, theirs = scores[METHOD], scores[BASELINE]
-    side = _side(ours.nll, theirs.nll)
-    chance = difference is not None and difference.low <= 0 <= difference.high and side != "equal"
-    verdicts = {"lower": "better probabilities than", "higher": "worse probabilities than"}
-    verdict = "probabilities as good as those of" if chance or side == "equal" else verdicts[side]
-    sentence = (
-        f"{METHOD} gives {verdict} the {BASELINE}: "
-        f"its negative log-likelihood is {_against(ours.nll, theirs.nll, ', which may be chance' if chance else '')}, "
-        f"its calibration error {_against(ours.ece_equal_mass, theirs.ece_equal_mass)} and "
-        f"its accuracy {_percent(ours.accuracy)} against {_percent(theirs.accuracy)} ({_accuracies(ours, theirs)})"
-    )
-    if best != BASELINE and _side(scores[best].nll, ours.nll) == "lower":
-        sentence += f"; the lowest negative log-likelihood of all is {scores[best].nll:.4f} ({best})"
-    return sentence + "."
 
 
 @dataclass(frozen=True)
@@ -155,7 +121,7 @@ def _section(run: RunReport, number: int) -> dict[str, object]:
         "rows": {name: [(text, text == best[index]) for index, text in enumerate(row)] for name, row in rows.items()},
         "differences": {name: _interval(difference) for name, difference in run.nll_differences.items()},
         "num_examples": next((scores.num_examples for scores in run.scores.values()), 0),
-        "standard_error": f"{max((100 * _standard_error(scores) for scores in run.scores.values()), default=0):.2f}",
+        "standard_error": f"{max((100 * standard_error(scores) for scores in run.scores.values()), default=0):.2f}",
         "reliability": Markup(reliability_diagram(run.reliability)) if run.reliability else "",
         "training": Markup(training_curve(run.history)) if run.history else "",
         "rounds": len(run.history),
@@ -191,7 +157,7 @@ def _comparison(runs: Sequence[RunReport]) -> dict[str, object]:
     names = dict.fromkeys(name for settings in flat for name in settings)
     differing = [name for name in names if len({settings.get(name) for settings in flat}) > 1]
     both = [run.scores for run in runs if METHOD in run.scores and BASELINE in run.scores]
-    better = sum(_side(scores[METHOD].nll, scores[BASELINE].nll) == "lower" for scores in both)
+    better = sum(side(scores[METHOD].nll, scores[BASELINE].nll) == "lower" for scores in both)
     said = f"{METHOD} has a lower negative log-likelihood than the {BASELINE} in {better} of the {len(both)} runs that "
     return {
         "answer": said + "have both." if both else f"No run compares {METHOD} with the {BASELINE}.",
@@ -227,39 +193,8 @@ def _best(column: _Column, texts: Iterable[str]) -> str:
     return (max if column.better == "higher" else min)(texts, key=float)
 
 
-def _side(ours: float, theirs: float) -> Literal["lower", "equal", "higher"]:
-    if f"{ours:.4f}" == f"{theirs:.4f}":
-        return "equal"
-    return "lower" if ours < theirs else "higher"
-
-
 def _interval(value: Interval) -> str:
     return f"{value.estimate:+.4f} ({value.low:+.4f} to {value.high:+.4f})"
-
-
-def _against(ours: float, theirs: float, remark: str = "") -> str:
-    side = _side(ours, theirs)
-    change = 100 * abs(ours - theirs) / theirs if theirs > 0 else math.inf
-    amount = f"{change:.{0 if change >= 10 else 1}f} % " if side != "equal" and change < math.inf else ""
-    return f"{ours:.4f} against {theirs:.4f} ({amount}{side}{remark})"
-
-
-def _accuracies(ours: Scores, theirs: Scores) -> str:
-    points = 100 * (ours.accuracy - theirs.accuracy)
-    if _percent(ours.accuracy) == _percent(theirs.accuracy):
-        return "equal"
-    if abs(points) < 100 * max(_standard_error(ours), _standard_error(theirs)):
-        return "about the same: less than one standard error apart"
-    return f"{abs(points):.2f} points {'higher' if points > 0 else 'lower'}"
-
-
-def _standard_error(scores: Scores) -> float:
-    """Of the accuracy, as a share of independent examples."""
-    return math.sqrt(scores.accuracy * (1 - scores.accuracy) / scores.num_examples)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
 
 
 def _duration(history: Sequence[Mapping[str, object]]) -> str:
