@@ -18,7 +18,7 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fuzz: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --hypothesis-profile fuzz --numprocesses 2 tests/fuzz tests/test_exchange.py tests/test_config.py
+	$(BIN)/python -m pytest --hypothesis-profile fuzz --numprocesses 2 tests/fuzz tests/federation/test_round_trip.py tests/test_config.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

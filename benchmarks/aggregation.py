@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dswag.aggregation import geometric_median, krum, median, trimmed_mean
-from dswag.randomness import generator_for
+from dswag.core.randomness import generator_for
+from dswag.federation.aggregation import geometric_median, krum, median, trimmed_mean
 
 
 def seconds(function: Callable[[], object]) -> float:

@@ -29,13 +29,13 @@ import torch
 from torch import nn
 
 import dswag
-from dswag.aggregation import Mean
+from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data.examples import Examples
 from dswag.engines.distributed import Distributed, merge_over
 from dswag.engines.ranks import joined
-from dswag.moments import Moments
-from dswag.randomness import DrawFrom, generator_for
-from dswag.tasks import ClientUpdate, Engine, TrainResult, TrainTask
+from dswag.federation.aggregation import Mean
+from dswag.federation.contract import ClientUpdate, Engine, TrainResult, TrainTask
+from dswag.posterior.moments import Moments
 
 EXAMPLES, BATCH, RATE = 600, 50, 0.05
 HERE = Path(__file__)

@@ -27,11 +27,11 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 import dswag
-from dswag.aggregation import Mean
+from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data.examples import Examples
 from dswag.engines.flower import Flower, Node, client_app, simulate
-from dswag.randomness import DrawFrom, generator_for
-from dswag.tasks import ClientUpdate, TrainTask
+from dswag.federation.aggregation import Mean
+from dswag.federation.contract import ClientUpdate, TrainTask
 
 EXAMPLES, BATCH, RATE = 600, 50, 0.05
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import dswag
-from dswag.randomness import generator_for
+from dswag.core.randomness import generator_for
 
 BYTES = 20
 """Moved per parameter by a snapshot in float32, at least: θ read, mean and second moment read and written."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dswag
-from dswag.models import build
-from dswag.randomness import generator_for
+from dswag.core.randomness import generator_for
+from dswag.lab.models import build
 
 IMAGES, MEAN, STD = 10_000, (0.1307,), (0.3081,)
 

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import dswag
-from dswag.aggregation import Mean
+from dswag.core.randomness import generator_for
 from dswag.data.examples import Examples
-from dswag.models import build
-from dswag.randomness import generator_for
-from dswag.tasks import ClientUpdate, TrainTask
+from dswag.federation.aggregation import Mean
+from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.lab.models import build
 
 EXAMPLES = {"mlp": 30_000, "cnn": 3_000}
 BATCH, RATE, MOMENTUM = 50, 0.05, 0.9

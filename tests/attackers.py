@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dswag.randomness import generator_for
-from dswag.tasks import ClientError, Engine, FoldT, Payload, Task, TrainResult, deliver
+from dswag.core.randomness import generator_for
+from dswag.federation.contract import ClientError, Engine, FoldT, Payload, Task, TrainResult, deliver
 
 Lie = Callable[[Tensor, Tensor, list[Tensor], int], Tensor]
 """Of the snapshots [s, d] that an attacker has trained, the θ [d] it was sent, and all honest snapshots, the attackers

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 
+from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data.examples import Examples
-from dswag.randomness import DrawFrom, generator_for
 
 with suppress(ImportError):  # of a PyTorch in which devices cannot be made of Python
     import pretended_device as pretended_device  # now: at its first gradient PyTorch counts the devices

@@ -17,7 +17,7 @@ from torch.utils.backend_registration import (
     _setup_privateuseone_for_python_backend,
 )
 
-import dswag.randomness
+import dswag.core.randomness
 
 NAME = "elsewhere"
 ATEN = torch.ops.aten
@@ -116,7 +116,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> torch.device:
 
         monkeypatch.setattr(torch, name, made)
     monkeypatch.setattr(
-        dswag.randomness,
+        dswag.core.randomness,
         "Generator",
         lambda device=None: torch.Generator() if device is None or device.type == "cpu" else Generator(),
     )

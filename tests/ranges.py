@@ -8,7 +8,7 @@ import torch
 
 
 class Ranges:
-    """One of them, as `dswag.tasks.Coordinates`."""
+    """One of them, as `dswag.federation.contract.Coordinates`."""
 
     def __init__(self, number, edges, told, barrier):
         self.number, self.edges, self.told, self.barrier = number, edges, told, barrier

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 import dswag
+from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data import datasets
 from dswag.data.examples import Examples
 from dswag.evaluation.metrics import score
-from dswag.randomness import DrawFrom, generator_for
 
 
 @cache

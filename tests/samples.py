@@ -3,10 +3,10 @@
 import torch
 
 from dswag import GaussianPosterior, Layout
-from dswag.evaluation.calibration import Reliability
 from dswag.evaluation.metrics import Scores
+from dswag.evaluation.reliability import Reliability
 from dswag.evaluation.surroundings import Plane, Surroundings
-from dswag.records import Landscape, Metrics
+from dswag.runs.schema import Landscape, Metrics
 
 LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))
 POSTERIOR = GaussianPosterior(torch.arange(8.0), torch.ones(8), torch.ones(2, 8), count=2, layout=LAYOUT)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dswag.config import Config, ConfigError
-from dswag.experiments.recipe import Recipe
+from dswag.lab.experiments.recipe import Recipe
 
 COUNTS = (
     "clients",

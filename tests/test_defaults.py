@@ -6,7 +6,7 @@ import torch
 import dswag
 from dswag.data import datasets
 from dswag.evaluation.metrics import score
-from dswag.experiments.recipe import Recipe, build
+from dswag.lab.experiments.recipe import Recipe, build
 
 SEEDS = range(3)
 

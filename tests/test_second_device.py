@@ -11,18 +11,18 @@ from torch import nn
 
 import dswag
 from dswag import Config, GaussianPosterior, InProcess, Layout, Moments, Server
-from dswag.baselines.method import Problem, complete
-from dswag.combining import MixturePosterior, pooled
+from dswag.core.randomness import generator_for
 from dswag.data.augmentation import CropAndFlip
 from dswag.data.examples import Examples
 from dswag.engines.distributed import Distributed
 from dswag.engines.ranks import Ranks
-from dswag.experiments import measurements
-from dswag.experiments.recipe import Recipe, build
-from dswag.experiments.run import execute
-from dswag.experiments.trained import train
-from dswag.randomness import generator_for
-from dswag.run_folder import RunFolder
+from dswag.lab.baselines.method import Problem, complete
+from dswag.lab.experiments import measurements
+from dswag.lab.experiments.recipe import Recipe, build
+from dswag.lab.experiments.run import execute
+from dswag.lab.experiments.trained import train
+from dswag.posterior.combining import MixturePosterior, pooled
+from dswag.runs import RunFolder
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -13,7 +13,7 @@ import dswag
 from dswag.data import datasets
 from dswag.data.partition import dirichlet
 from dswag.evaluation.metrics import score
-from dswag.models import build
+from dswag.lab.models import build
 
 CLIENTS, CLASSES = 10, 10
 

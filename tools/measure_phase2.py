@@ -24,13 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dswag
+from dswag.algorithms.schedules import cycle_snapshots
 from dswag.evaluation.metrics import score
-from dswag.experiments.recipe import Experiment, Recipe, build
-from dswag.experiments.scoring import prediction_seed
-from dswag.folds import Snapshots
-from dswag.moments import Moments
-from dswag.schedules import cycle_snapshots
-from dswag.tasks import Kind
+from dswag.federation.contract import Kind
+from dswag.federation.folds import Snapshots
+from dswag.lab.experiments.recipe import Experiment, Recipe, build
+from dswag.lab.experiments.scoring import prediction_seed
+from dswag.posterior.moments import Moments
 
 Settings = Mapping[str, Any]
 """What differs from the defaults: settings of `Recipe`, and "columns" of Moments and "kind" of the draws."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dswag.experiments.recipe import Recipe
+from dswag.lab.experiments.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCUMENT = ROOT / "results" / "phase2.jsonl", ROOT / "docs" / "phase-2.md"

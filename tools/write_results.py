@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dswag.experiments.plan import NAMES, Plan, load
-from dswag.experiments.reproduction import present
-from dswag.report.figures import draw
-from dswag.report.results_page import Planned, results_page
+from dswag.lab.experiments.plan import NAMES, Plan, load
+from dswag.lab.experiments.reproduction import present
+from dswag.lab.report.figures import draw
+from dswag.lab.report.results_page import Planned, results_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,8 +26,8 @@ page is written by hand."""
 
 SETTINGS = """`dswag reproduce all` runs what is missing, `dswag reproduce --list` says how long that takes, and
 `dswag reproduce NAME --quick` tries the same on a small data set in about a minute. The settings are in
-`src/dswag/experiments/*.toml`. On MNIST, Figures 4 to 7 have up to 100 rounds, ended early at a training accuracy of
-100 %, and 20 epochs of phase 2, as in the paper. With one worker, a snapshot is taken after each of the 20 epochs,
+`src/dswag/lab/experiments/*.toml`. On MNIST, Figures 4 to 7 have up to 100 rounds, ended early at a training accuracy
+of 100 %, and 20 epochs of phase 2, as in the paper. With one worker, a snapshot is taken after each of the 20 epochs,
 since a single snapshot has no spread: W = 1 is SWAG. With more workers, each gives one snapshot. If clients differ, and
 in the table of all methods, phase 1 has exactly 50 rounds, and each worker gives two snapshots and holds out a tenth of
 its examples. `mnist5k` are the 4,000 training and 1,000 test digits inside the package: the same runs there

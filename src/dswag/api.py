@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dswag.algorithms.calibration import calibrate
+from dswag.algorithms.prediction import Predictive, predictive
+from dswag.algorithms.server_update import Server
+from dswag.algorithms.training import RoundSummary, collect, explore, synchronize
+from dswag.client.replica import Loss
 from dswag.config import Config
+from dswag.core.parameters import Layout
 from dswag.engines.in_process import InProcess
-from dswag.parameters import Layout
-from dswag.posterior import GaussianPosterior
-from dswag.prediction import Predictive, predictive
-from dswag.scaling import calibrate
-from dswag.server import Server
-from dswag.tasks import Engine
-from dswag.training import RoundSummary, collect, explore, synchronize
-from dswag.workspace import Loss
+from dswag.federation.contract import Engine
+from dswag.posterior.gaussian import GaussianPosterior
 
 
 @dataclass(frozen=True, eq=False)

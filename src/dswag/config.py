@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, model_validator
 
-from dswag.aggregation import ROBUST
-from dswag.cohorts import cohort_size, fewest_withstanding, malicious_number
-from dswag.files import write_text
-from dswag.robust_moments import SPARE
-from dswag.tasks import ClientUpdate, Part
-from dswag.validation import ConfigError as ConfigError
-from dswag.validation import validated
+from dswag.core.atomic_files import write_text
+from dswag.core.validation import ConfigError as ConfigError
+from dswag.core.validation import validated
+from dswag.federation.aggregation import ROBUST
+from dswag.federation.client_sampling import cohort_size, fewest_withstanding, malicious_number
+from dswag.federation.contract import ClientUpdate, Part
+from dswag.posterior.robust_moments import SPARE
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]

@@ -6,7 +6,7 @@ import pytest
 
 from dswag.cli import main
 from dswag.evaluation.landscape import total_variance
-from dswag.run_folder import RunFolder
+from dswag.runs import RunFolder
 
 TINY = ["--clients", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "3", "--snapshots-per-cycle", "2"]
 TINY += ["--landscape-examples", "50"]

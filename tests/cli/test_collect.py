@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dswag import GaussianPosterior
-from dswag.checkpoint_files import moments_from_files
 from dswag.cli import main
+from dswag.posterior.collectors.checkpoint_files import moments_from_files
 
 
 @pytest.fixture

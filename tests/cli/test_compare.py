@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from dswag.baselines import METHODS
 from dswag.cli import main
+from dswag.lab.baselines import METHODS
 
 TINY = ["--clients", "3", "--rounds", "1", "--explore-epochs", "2", "--samples", "2", "--seeds", "2"]
 

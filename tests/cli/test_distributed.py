@@ -10,9 +10,9 @@ import torch
 from engines.launch import torchrun
 
 from dswag.cli import main, places
-from dswag.experiments.recipe import Recipe
-from dswag.messages import as_bytes, as_text
-from dswag.run_folder import CHECKPOINT, CONFIG, FILES, PARTITION, POSTERIOR, RunFolder
+from dswag.core.serialization import as_bytes, as_text
+from dswag.lab.experiments.recipe import Recipe
+from dswag.runs import CHECKPOINT, CONFIG, FILES, PARTITION, POSTERIOR, RunFolder
 
 TINY = ["--clients", "5", "--clients-per-round", "3", "--rounds", "3", "--explore-epochs", "2", "--samples", "2"]
 TINY += ["--server-optimizer", "momentum", "--server-learning-rate", "0.5", "--landscape-examples", "50"]

@@ -4,10 +4,10 @@ import pytest
 
 from dswag.cli.exchanges import communication, in_bytes, left_out
 from dswag.cli.pages import page
-from dswag.exchange import Missing
-from dswag.experiments.recipe import Recipe
-from dswag.records import ExploreRecord, RoundRecord
-from dswag.run_folder import RunFolder
+from dswag.federation.round_trip import Missing
+from dswag.lab.experiments.recipe import Recipe
+from dswag.runs import RunFolder
+from dswag.runs.schema import ExploreRecord, RoundRecord
 
 SLOW, GONE = Missing(2, "it took longer than its time limit of 3 s"), Missing(2, "no answer came")
 ROUNDS = [

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from dswag.cli import main
-from dswag.run_folder import RunFolder
+from dswag.runs import RunFolder
 
 TINY = ["--clients", "3", "--rounds", "1", "--explore-epochs", "1", "--samples", "2"]
 

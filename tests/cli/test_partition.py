@@ -4,8 +4,8 @@ import pytest
 
 from dswag.cli import main
 from dswag.data.class_counts import ClassCounts
-from dswag.experiments.recipe import Recipe, build
-from dswag.run_folder import RunFolder
+from dswag.lab.experiments.recipe import Recipe, build
+from dswag.runs import RunFolder
 
 TINY = ["--clients", "3", "--rounds", "1", "--explore-epochs", "1", "--samples", "2", "--landscape-examples", "50"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from dswag.cli import main, reproducing
 from dswag.data.sources import DataNotFoundError
-from dswag.experiments import plan as plans
+from dswag.lab.experiments import plan as plans
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

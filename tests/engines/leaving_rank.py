@@ -7,7 +7,7 @@ from engines.scenarios import clients, network, tasks, theta
 
 from dswag.engines.distributed import Distributed
 from dswag.engines.ranks import joined
-from dswag.folds import Snapshots
+from dswag.federation.folds import Snapshots
 
 
 def main(signal):

@@ -7,11 +7,11 @@ import torch
 from engines.scenarios import SCENARIOS, clients, network, tasks, text, theta
 from safetensors.torch import save_file
 
-from dswag.aggregation import Mean
 from dswag.engines.distributed import Distributed
 from dswag.engines.ranks import joined
-from dswag.folds import Snapshots
-from dswag.moments import Moments
+from dswag.federation.aggregation import Mean
+from dswag.federation.folds import Snapshots
+from dswag.posterior.moments import Moments
 
 
 class Spoiled(Snapshots):

@@ -6,16 +6,17 @@ import torch
 from torch import nn
 
 import dswag
-from dswag import batch_norm, training
-from dswag.aggregation import Mean
+from dswag.algorithms import training
+from dswag.client import batch_norm
 from dswag.config import Config
+from dswag.core.parameters import Layout
+from dswag.core.randomness import DrawFrom, derive_seed, generator_for
 from dswag.data.examples import Examples
-from dswag.exchange import exchange
-from dswag.folds import Both, Snapshots
-from dswag.moments import Moments
-from dswag.parameters import Layout
-from dswag.randomness import DrawFrom, derive_seed, generator_for
-from dswag.tasks import ClientUpdate, TrainTask
+from dswag.federation.aggregation import Mean
+from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.federation.folds import Both, Snapshots
+from dswag.federation.round_trip import exchange
+from dswag.posterior.moments import Moments
 
 SIZES = (20, 33, 11, 26, 14)
 """Of the clients: unequal, and more than ranks."""

@@ -15,12 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dswag import Config, predict, train
+from dswag.core.parameters import Layout
 from dswag.data.examples import Examples
 from dswag.engines.in_process import InProcess
-from dswag.exchange import exchange
-from dswag.folds import Snapshots
-from dswag.parameters import Layout
-from dswag.tasks import CalibrateTask, ClientError, ClientUpdate, Draws, EvaluateTask, StatisticsTask, TrainTask
+from dswag.federation.contract import (
+    CalibrateTask,
+    ClientError,
+    ClientUpdate,
+    Draws,
+    EvaluateTask,
+    StatisticsTask,
+    TrainTask,
+)
+from dswag.federation.folds import Snapshots
+from dswag.federation.round_trip import exchange
 
 flower_grid = pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")

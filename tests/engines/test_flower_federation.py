@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dswag.experiments.recipe import Recipe, build
-from dswag.experiments.run import execute
-from dswag.run_folder import RunFolder
+from dswag.lab.experiments.recipe import Recipe, build
+from dswag.lab.experiments.run import execute
+from dswag.runs import RunFolder
 
 pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")

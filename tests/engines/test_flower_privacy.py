@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from dswag.core.parameters import Layout
+from dswag.core.randomness import derive_seed
 from dswag.engines.in_process import InProcess
-from dswag.exchange import exchange
-from dswag.folds import Snapshots
-from dswag.parameters import Layout
-from dswag.randomness import derive_seed
-from dswag.tasks import ClientError, ClientUpdate, StatisticsTask, TrainTask
+from dswag.federation.contract import ClientError, ClientUpdate, StatisticsTask, TrainTask
+from dswag.federation.folds import Snapshots
+from dswag.federation.round_trip import exchange
 
 flower_grid = pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")

@@ -9,12 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from dswag import local
+from dswag.client import work
+from dswag.core.parameters import Layout
 from dswag.data.examples import Examples
 from dswag.engines.in_process import InProcess
-from dswag.folds import Snapshots
-from dswag.parameters import Layout
-from dswag.tasks import CalibrateTask, ClientError, ClientUpdate, Draws, EvaluateTask, StatisticsTask, TrainTask
+from dswag.federation.contract import (
+    CalibrateTask,
+    ClientError,
+    ClientUpdate,
+    Draws,
+    EvaluateTask,
+    StatisticsTask,
+    TrainTask,
+)
+from dswag.federation.folds import Snapshots
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
@@ -54,14 +62,14 @@ def count_at_once(monkeypatch):
 
     def install(expected):
         barrier = threading.Barrier(expected, timeout=PATIENCE)
-        whole = local.run
+        whole = work.run
 
         def run(task, *arguments):
             if task.index < expected:
                 barrier.wait()  # broken, and so an error, if fewer than `expected` run at once
             return whole(task, *arguments)
 
-        monkeypatch.setattr(local, "run", run)
+        monkeypatch.setattr(work, "run", run)
 
     return install
 
@@ -95,7 +103,7 @@ def test_the_model_may_be_changed_after_the_engine_was_made(make_model, make_cli
 @pytest.mark.parametrize("workers", [1, 3])
 def test_at_most_two_results_a_worker_and_the_one_folded_are_alive(make_model, make_clients, monkeypatch, workers):
     born, lock, most = [], threading.Lock(), 0
-    whole = local.run
+    whole = work.run
 
     def run(*arguments):
         nonlocal most
@@ -109,7 +117,7 @@ def test_at_most_two_results_a_worker_and_the_one_folded_are_alive(make_model, m
         def add(self, result):
             pass
 
-    monkeypatch.setattr(local, "run", run)
+    monkeypatch.setattr(work, "run", run)
     model = make_model()
     engine = InProcess(model, make_clients((4,) * 60), workers=workers)
     engine.reduce(payload(model), tasks(range(60)), Forgetting())

@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from dswag.batch_norm import PooledStatistics
+from dswag.client.batch_norm import PooledStatistics
+from dswag.core.parameters import Layout
+from dswag.core.randomness import DrawFrom, derive_seed, generator_for
 from dswag.data.examples import Examples
 from dswag.engines.distributed import Distributed
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import Ranks
-from dswag.folds import Snapshots, Tally
-from dswag.parameters import Layout
-from dswag.randomness import DrawFrom, derive_seed, generator_for
-from dswag.tasks import ClientError, ClientUpdate, EvaluateTask, StatisticsTask, TrainTask
+from dswag.federation.contract import ClientError, ClientUpdate, EvaluateTask, StatisticsTask, TrainTask
+from dswag.federation.folds import Snapshots, Tally
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -8,11 +8,11 @@ import torch
 from samples import cut, flip
 
 from dswag import ClientError, Config, InProcess, Layout, Moments, collect, explore
+from dswag.core.atomic_files import SaveError
 from dswag.engines.recorded import Recorded
-from dswag.exchange import exchange
-from dswag.files import SaveError
-from dswag.folds import Both, Snapshots
-from dswag.tasks import ClientUpdate, EvaluateTask, TrainResult, TrainTask, deliver
+from dswag.federation.contract import ClientUpdate, EvaluateTask, TrainResult, TrainTask, deliver
+from dswag.federation.folds import Both, Snapshots
+from dswag.federation.round_trip import exchange
 
 SIZES = (20, 33, 11, 26, 14)
 CONFIG = Config(clients=5, explore_epochs=4, cycles=2, batch_size=9, rank=3)

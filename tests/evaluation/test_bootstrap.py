@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy import stats
 
+from dswag.core.randomness import generator_for
 from dswag.evaluation.bootstrap import Interval, interval, mean_interval, reliability_band
-from dswag.evaluation.calibration import reliability
-from dswag.randomness import generator_for
+from dswag.evaluation.reliability import reliability
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, log_loss, precision_score, recall_score
 
+from dswag.core.randomness import generator_for
 from dswag.evaluation.inspection import inspect
-from dswag.randomness import generator_for
 
 NAMES = ("ant", "bee", "cat", "dog")
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dswag.core.randomness import generator_for
 from dswag.evaluation.landscape import along, density_on_plane, on_plane, principal, random_signs
-from dswag.posterior import GaussianPosterior
-from dswag.randomness import generator_for
+from dswag.posterior.gaussian import GaussianPosterior
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

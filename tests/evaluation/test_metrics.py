@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 
-from dswag.evaluation.calibration import expected_calibration_error
 from dswag.evaluation.metrics import accuracy, brier, nll, score
+from dswag.evaluation.reliability import expected_calibration_error
 
 
 def softmax_predictions(n, c, seed, dtype=torch.float64):

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from dswag.algorithms.prediction import Predictive
+from dswag.core.randomness import generator_for
 from dswag.evaluation.out_of_distribution import SCORES, Detection, auroc, detect, fpr_at_tpr
-from dswag.prediction import Predictive
-from dswag.randomness import generator_for
 
 SCORE_LISTS = st.lists(st.integers(0, 6), min_size=1, max_size=25)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy import ndimage
 
+from dswag.core.randomness import generator_for
 from dswag.evaluation.shift import BLUR, CONTRAST, CORRUPTIONS, NOISE, ROTATION, STRENGTHS, corrupt
-from dswag.randomness import generator_for
 
 
 def images(n=3, c=2, h=12, w=10, seed=0):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from dswag.core.randomness import generator_for
 from dswag.evaluation.landscape import principal, total_variance
 from dswag.evaluation.surroundings import surroundings
-from dswag.posterior import GaussianPosterior
-from dswag.randomness import generator_for
+from dswag.posterior.gaussian import GaussianPosterior
 
 AT = (-1.5, 0.0, 2.0)
 

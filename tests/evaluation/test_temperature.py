@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
+from dswag.core.randomness import generator_for
 from dswag.evaluation.metrics import nll
 from dswag.evaluation.temperature import HOTTEST, calibrated_nll, fit_temperature, temper
-from dswag.randomness import generator_for
 
 
 @given(seed=st.integers(0, 99), temperature=st.floats(0.2, 5))

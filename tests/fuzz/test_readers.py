@@ -20,18 +20,18 @@ from PIL import Image
 from samples import LANDSCAPE, LAYOUT, METRICS, POSTERIOR
 
 from dswag import Config, ConfigError, GaussianPosterior, PosteriorFileError, Server
-from dswag.checkpoint import Checkpoint, CheckpointError
 from dswag.cli.inputs import InputError, read_images
 from dswag.data.class_counts import ClassCounts
 from dswag.data.formats import DataFormatError, gunzip, read_cifar, read_idx, read_idx_pair, tar_members
 from dswag.engines.recorded import Recorded
-from dswag.exchange import Missing
-from dswag.experiments.recipe import Recipe
-from dswag.folds import Snapshots
-from dswag.records import ExploreRecord, RoundRecord
-from dswag.run_folder import RunFolder, RunFolderError
-from dswag.state_dicts import CheckpointFileError, read_state_dict
-from dswag.tasks import ClientUpdate, TrainResult, TrainTask
+from dswag.federation.contract import ClientUpdate, TrainResult, TrainTask
+from dswag.federation.folds import Snapshots
+from dswag.federation.round_trip import Missing
+from dswag.lab.experiments.recipe import Recipe
+from dswag.posterior.collectors.state_dicts import CheckpointFileError, read_state_dict
+from dswag.runs import RunFolder, RunFolderError
+from dswag.runs.checkpoint import Checkpoint, CheckpointError
+from dswag.runs.schema import ExploreRecord, RoundRecord
 
 
 @st.composite

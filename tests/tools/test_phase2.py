@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dswag
-from dswag.experiments.recipe import Recipe, build
+from dswag.lab.experiments.recipe import Recipe, build
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

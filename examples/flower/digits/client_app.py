@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from digits.settings import recipe_of
 from dswag.engines.flower import Node, client_app
-from dswag.experiments import federation
+from dswag.lab.experiments import federation
 
 
 def node(context: Context) -> Node:

@@ -8,10 +8,10 @@ from flwr.serverapp import Grid, ServerApp
 from digits.settings import recipe_of
 from dswag.cli.pages import page
 from dswag.engines.flower import Flower
-from dswag.experiments.recipe import build
-from dswag.experiments.run import execute
-from dswag.experiments.scoring import Scored
-from dswag.run_folder import RunFolder
+from dswag.lab.experiments.recipe import build
+from dswag.lab.experiments.run import execute
+from dswag.lab.experiments.scoring import Scored
+from dswag.runs import RunFolder
 
 app = ServerApp()
 

@@ -2,7 +2,7 @@
 
 from flwr.app import Context
 
-from dswag.experiments.recipe import Recipe
+from dswag.lab.experiments.recipe import Recipe
 
 OF_THE_SERVER = ("output", "timeout", "resume")
 

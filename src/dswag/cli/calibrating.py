@@ -1,11 +1,11 @@
 """The command `calibrate`: scales and temperature of a run's posterior, fitted to what its clients held out."""
 
+from dswag.algorithms.calibration import calibrate as fit
 from dswag.cli import console
 from dswag.cli.commands import evaluate, opened
 from dswag.cli.options import Calibrate, Evaluate
 from dswag.cli.outputs import to_json
-from dswag.run_folder import RunFolder
-from dswag.scaling import calibrate as fit
+from dswag.runs import RunFolder
 
 
 def calibrate(options: Calibrate) -> None:

@@ -1,10 +1,10 @@
 """The command `collect`: a posterior of checkpoints, without a run."""
 
-from dswag.checkpoint_files import checkpoint_files, contents, moments_from_files
 from dswag.cli import console
 from dswag.cli.options import Collect
 from dswag.cli.outputs import to_json, writing
 from dswag.config import ConfigError
+from dswag.posterior.collectors.checkpoint_files import checkpoint_files, contents, moments_from_files
 
 _NAMES = 6
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from dswag.algorithms.prediction import predictive
 from dswag.cli import console
 from dswag.cli.inputs import read_images
 from dswag.cli.options import Calibrate, Evaluate, Predict, Report, Train
@@ -13,16 +14,15 @@ from dswag.cli.pages import page
 from dswag.cli.places import Place, at_place
 from dswag.cli.predictions import as_csv, as_rows
 from dswag.config import ConfigError
+from dswag.core.parameters import Layout
 from dswag.evaluation.metrics import Scores
-from dswag.experiments.landscape import points, survey
-from dswag.experiments.recipe import Experiment, Recipe, build
-from dswag.experiments.run import Evaluating, Exploring, Starting, Surveying, execute
-from dswag.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed, score_methods
-from dswag.parameters import Layout
-from dswag.posterior import GaussianPosterior
-from dswag.prediction import predictive
-from dswag.records import RoundRecord
-from dswag.run_folder import REPORT, RunFolder, RunFolderError, Unwritten
+from dswag.lab.experiments.landscape import points, survey
+from dswag.lab.experiments.recipe import Experiment, Recipe, build
+from dswag.lab.experiments.run import Evaluating, Exploring, Starting, Surveying, execute
+from dswag.lab.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed, score_methods
+from dswag.posterior.gaussian import GaussianPosterior
+from dswag.runs import REPORT, RunFolder, RunFolderError, Unwritten
+from dswag.runs.schema import RoundRecord
 
 RUNS = Path("runs")
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from dswag.baselines import METHODS
 from dswag.cli import console
 from dswag.cli.commands import RUNS
 from dswag.cli.options import Compare
 from dswag.cli.outputs import to_json, write
-from dswag.comparison import (
+from dswag.config import ConfigError
+from dswag.lab.baselines import METHODS
+from dswag.lab.comparison import (
     MEASURES,
     OUTSIDE,
     ComparisonError,
@@ -20,8 +21,7 @@ from dswag.comparison import (
     compare_methods,
     summary,
 )
-from dswag.config import ConfigError
-from dswag.experiments.recipe import Recipe
+from dswag.lab.experiments.recipe import Recipe
 
 SHOWN = (("accuracy", "nll", "ece", "brier", "auroc"), ("epochs", "steps", "seconds", "bytes", "memory"))
 """On a terminal, quality and cost apart; the page has all."""
@@ -80,7 +80,11 @@ def _described(outcome: Outcome | Failure) -> str:
 
 
 def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str]) -> str:
-    from dswag.report.comparison import Cell, Column, render_comparison  # brings matplotlib, which nothing else needs
+    from dswag.lab.report.comparison import (  # brings matplotlib, which nothing else needs
+        Cell,
+        Column,
+        render_comparison,
+    )
 
     return render_comparison(
         f"{_counted(len(found), 'method')}: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",

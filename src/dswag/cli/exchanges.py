@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dswag.records import ExploreRecord, RoundRecord
+from dswag.runs.schema import ExploreRecord, RoundRecord
 
 _OCCASIONS = 8
 

@@ -15,11 +15,11 @@ from dswag.cli.console import emit, say
 from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train, Version
 from dswag.cli.parsing import parse
 from dswag.cli.reproducing import reproduce_figures
+from dswag.client.stability import DivergenceError
 from dswag.config import ConfigError
-from dswag.divergence import DivergenceError
 from dswag.engines.ranks import RankError
-from dswag.exchange import TooFewClientsError
-from dswag.tasks import ClientError
+from dswag.federation.contract import ClientError
+from dswag.federation.round_trip import TooFewClientsError
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 DEBUG_VARIABLE = "DSWAG_DEBUG"

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from dswag.baselines import METHODS
 from dswag.config import ConfigError, differences
-from dswag.experiments.recipe import INDIFFERENT, Recipe
-from dswag.experiments.scoring import DEFAULT_KINDS
-from dswag.tasks import Kind
+from dswag.federation.contract import Kind
+from dswag.lab.baselines import METHODS
+from dswag.lab.experiments.recipe import INDIFFERENT, Recipe
+from dswag.lab.experiments.scoring import DEFAULT_KINDS
 
 Output = Annotated[Path | None, arg(aliases=("-o",), metavar="PATH")]
 Switch = FlagCreatePairsOff[bool]

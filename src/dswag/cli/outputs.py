@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dswag.files import write_text
+from dswag.core.atomic_files import write_text
 
 
 def to_json(value: object) -> str:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from dswag.cli.exchanges import communication, left_out
-from dswag.cohorts import cohort_size
-from dswag.experiments.recipe import Recipe, settings
-from dswag.run_folder import RunFolder
+from dswag.federation.client_sampling import cohort_size
+from dswag.lab.experiments.recipe import Recipe, settings
+from dswag.runs import RunFolder
 
 
 def page(folders: Sequence[RunFolder]) -> str:
     """The report over the runs, as HTML."""
-    from dswag.report.page import RunReport, render  # brings matplotlib, which nothing else needs
+    from dswag.lab.report.page import RunReport, render  # brings matplotlib, which nothing else needs
 
     def section(folder: RunFolder) -> RunReport:
         recipe, outcome = folder.config(Recipe), folder.metrics()

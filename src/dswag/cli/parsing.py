@@ -21,7 +21,7 @@ from dswag.cli.options import (
     Version,
 )
 from dswag.config import Share
-from dswag.experiments.recipe import Setting, settings
+from dswag.lab.experiments.recipe import Setting, settings
 
 
 def parse(arguments: Sequence[str]) -> Options:

@@ -8,11 +8,11 @@ from functools import partial
 
 from dswag.cli.options import Train
 from dswag.config import ConfigError, differences
+from dswag.core.serialization import as_bytes, as_text
 from dswag.engines.distributed import Distributed
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import Ranks, joined
-from dswag.experiments.recipe import MakeEngine, Recipe
-from dswag.messages import as_bytes, as_text
+from dswag.lab.experiments.recipe import MakeEngine, Recipe
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def at_place(options: Train, recipe: Recipe, run: Callable[[Place], None]) -> No
                 run(Place(make_engine, keeps_answers=False, leads=ranks.rank == 0, leader_says=ranks.leader_says))
         case "flower":
             try:
-                from dswag.experiments.federation import simulated  # which needs flwr
+                from dswag.lab.experiments.federation import simulated  # which needs flwr
 
                 simulated(recipe, lambda make_engine: run(Place(make_engine)))
             except ImportError as error:

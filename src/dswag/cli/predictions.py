@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from dswag.prediction import Predictive
+from dswag.algorithms.prediction import Predictive
 
 
 def as_rows(names: Sequence[str], predicted: Predictive, classes: Sequence[str]) -> list[dict[str, Any]]:

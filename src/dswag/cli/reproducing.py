@@ -8,10 +8,10 @@ from dswag.cli.options import Reproduce
 from dswag.cli.outputs import to_json, write
 from dswag.config import ConfigError
 from dswag.data.sources import DataNotFoundError
-from dswag.experiments import plan as plans
-from dswag.experiments.plan import NAMES, Plan
-from dswag.experiments.recipe import has_device
-from dswag.experiments.reproduction import present, remaining, reproduce, seconds_left
+from dswag.lab.experiments import plan as plans
+from dswag.lab.experiments.plan import NAMES, Plan
+from dswag.lab.experiments.recipe import has_device
+from dswag.lab.experiments.reproduction import present, remaining, reproduce, seconds_left
 
 RESULTS, QUICK_RESULTS = Path("results"), Path("runs/quick")
 
@@ -65,7 +65,7 @@ def _hindrance(plan: Plan, results: Path, options: Reproduce) -> str | None:
 
 
 def _run(plan: Plan, results: Path, options: Reproduce) -> None:
-    from dswag.report.figures import draw  # brings matplotlib, which nothing else needs
+    from dswag.lab.report.figures import draw  # brings matplotlib, which nothing else needs
 
     left = remaining(plan, results, only=options.only)
     with console.display() as display:

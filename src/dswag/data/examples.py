@@ -10,7 +10,7 @@ from jaxtyping import Shaped
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset, TensorDataset
 
-from dswag.randomness import DrawFrom
+from dswag.core.randomness import DrawFrom
 
 Batch = tuple[Any, Tensor]
 """Inputs, in the form that the model's forward takes as its only argument, and targets [b, ...]."""

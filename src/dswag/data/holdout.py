@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
+from dswag.core.randomness import generator_for
 from dswag.data.examples import ClientData, Examples, LoaderExamples
-from dswag.randomness import generator_for
 
 
 def split(data: ClientData, fraction: float, seed: int) -> tuple[ClientData, ClientData]:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Generator, Tensor
 
-from dswag.choices import check_choice
+from dswag.core.choices import check_choice
 
 Partition = Callable[..., list[Tensor]]
 """Maps (targets [n], clients, seed) and settings to `clients` disjoint, non-empty index tensors on the CPU."""

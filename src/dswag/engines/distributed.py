@@ -7,14 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dswag import failures
+from dswag.client.replica import Loss
+from dswag.core.checksums import fingerprint
+from dswag.core.parameters import Layout
+from dswag.core.serialization import as_bytes, as_text
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import RankError, Ranks
-from dswag.fingerprints import fingerprint
-from dswag.messages import as_bytes, as_text
-from dswag.parameters import Layout
-from dswag.tasks import APART, PER_COORDINATE, ClientError, Fold, FoldT, Payload, Task, check_tasks, spread
-from dswag.workspace import Loss
+from dswag.federation import failures
+from dswag.federation.contract import (
+    APART,
+    PER_COORDINATE,
+    ClientError,
+    Fold,
+    FoldT,
+    Payload,
+    Task,
+    check_tasks,
+    spread,
+)
 
 CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
 """Names of what a rank says of its failure."""

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dswag import local
+from dswag.client import work
+from dswag.client.replica import Loss, Workspace
+from dswag.core.parameters import Layout
+from dswag.core.threads import default_workers, ordered_map
 from dswag.data.examples import ClientData, client_data
-from dswag.parameters import Layout
-from dswag.tasks import ClientError, FoldT, Payload, Result, Task, check_tasks, deliver
-from dswag.threads import default_workers, ordered_map
-from dswag.workspace import Loss, Workspace
+from dswag.federation.contract import ClientError, FoldT, Payload, Result, Task, check_tasks, deliver
 
 
 class InProcess:
@@ -94,7 +94,7 @@ class InProcess:
         def answer(workspace: Workspace, task: Task) -> Result | ClientError:
             workspace.abort = abort
             try:
-                return local.run(task, payload, self._data(task), workspace)
+                return work.run(task, payload, self._data(task), workspace)
             except ClientError as error:
                 return error
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dswag.messages import as_bytes, as_text, packed, unpacked
+from dswag.core.serialization import as_bytes, as_text, packed, unpacked
 
 TIMEOUT = 1800.0
 """Seconds that ranks wait for one another: longer than the longest share of an exchange takes."""
@@ -63,7 +63,7 @@ def joined(*, timeout: float = TIMEOUT) -> Iterator["Ranks"]:
 class Ranks:
     """All processes of the default process group, among which this one has the number `rank` of `size`.
 
-    As `dswag.tasks.Coordinates`, each holds the range of coordinates that `bounds` gives to its number.
+    As `dswag.federation.contract.Coordinates`, each holds the range of coordinates that `bounds` gives to its number.
     """
 
     def __init__(self) -> None:

@@ -8,11 +8,11 @@ from typing import Self
 
 from safetensors import SafetensorError, safe_open
 
-from dswag.around import Around
-from dswag.checks import fault
-from dswag.files import SaveError, remove_leftovers, replacing, save_tensors, saving
-from dswag.fingerprints import fingerprint
-from dswag.tasks import ClientError, Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask
+from dswag.core.atomic_files import SaveError, remove_leftovers, replacing, save_tensors, saving
+from dswag.core.checksums import fingerprint
+from dswag.federation.contract import ClientError, Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask
+from dswag.federation.fold_wrapper import Around
+from dswag.federation.result_validation import fault
 
 _FORMAT = "dswag-answer"
 

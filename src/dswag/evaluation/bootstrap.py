@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from dswag.evaluation.calibration import Binning, Reliability, reliability
-from dswag.randomness import generator_for
+from dswag.core.randomness import generator_for
+from dswag.evaluation.reliability import Binning, Reliability, reliability
 
 RESAMPLES = 1000
 LEVEL = 0.95

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from dswag.evaluation.calibration import check_predictions, expected_calibration_error
+from dswag.evaluation.reliability import check_predictions, expected_calibration_error
 
 
 def score(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"], bins: int = 20) -> "Scores":

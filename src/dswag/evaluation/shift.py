@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Generator, Tensor
 
-from dswag.choices import check_choice
-from dswag.randomness import generator_for
+from dswag.core.choices import check_choice
+from dswag.core.randomness import generator_for
 
 STRENGTHS = (1, 2, 3, 4, 5)
 

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dswag.evaluation.calibration import check_predictions
+from dswag.core.randomness import generator_for
 from dswag.evaluation.metrics import nll_of_each
-from dswag.randomness import generator_for
+from dswag.evaluation.reliability import check_predictions
 
 HOTTEST = 20.0
 """Fitted temperatures lie between this and its inverse."""

@@ -16,11 +16,11 @@ from flwr.app import ConfigRecord, RecordDict
 from jaxtyping import Float
 from torch import Tensor
 
-from dswag import local
+from dswag.client import work
 from dswag.engines.flower import records
 from dswag.engines.flower.records import RecordError
-from dswag.sampling import BLOCK
-from dswag.tasks import Draws
+from dswag.federation.contract import Draws
+from dswag.posterior.sampling import BLOCK
 
 ACTION = "clients"
 MESSAGE_TYPE = f"query.{ACTION}"
@@ -75,4 +75,4 @@ def _draws() -> Float[Tensor, "2 p"]:
     ramp = torch.linspace(-1, 1, _D)
     posterior = {"mean": ramp, "variance": 1 + ramp.square(), "deviations": torch.stack([ramp, 1 - ramp])}
     draws = Draws(seed=0, first=0, count=2, kind="swag", scale=1.0)
-    return torch.stack(list(local.thetas((draws,), posterior)))[:, _PROBES]
+    return torch.stack(list(work.thetas((draws,), posterior)))[:, _PROBES]

@@ -1,4 +1,4 @@
-"""A node of a federation: it does tasks on the data that it holds, by the same `local.run` as every engine."""
+"""A node of a federation: it does tasks on the data that it holds, by the same `work.run` as every engine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 from torch import nn
 
-from dswag import local
+from dswag.client import work
+from dswag.client.replica import Loss, Workspace
+from dswag.core.parameters import Layout
+from dswag.core.threads import default_workers, ordered_map
 from dswag.data.examples import client_data
 from dswag.engines.flower import census, records
-from dswag.parameters import Layout
-from dswag.tasks import ClientError, Result, Task, TrainTask
-from dswag.threads import default_workers, ordered_map
-from dswag.workspace import Loss, Workspace
+from dswag.federation.contract import ClientError, Result, Task, TrainTask
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
 
     def answer(workspace: Workspace, task: Task) -> Result | ClientError:
         try:
-            return local.run(task, payload, client_data(node.clients[task.client]), workspace)
+            return work.run(task, payload, client_data(node.clients[task.client]), workspace)
         except ClientError as error:
             return error
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from dswag.engines.flower import results
-from dswag.tasks import (
+from dswag.federation.contract import (
     CalibrateTask,
     ClientError,
     EvaluateTask,

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, TypeAdapter
 from torch import Tensor
 
-from dswag.tasks import (
+from dswag.federation.contract import (
     CalibrateResult,
     CalibrateTask,
     EvaluateResult,

@@ -10,10 +10,10 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
 
-from dswag import batch_norm
+from dswag.client import batch_norm
 from dswag.engines.flower import census, records
 from dswag.engines.flower.post import Fetch, Post
-from dswag.tasks import (
+from dswag.federation.contract import (
     CalibrateTask,
     ClientError,
     FoldT,

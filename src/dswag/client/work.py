@@ -1,0 +1,233 @@
+"""What a client does with a task: local SGD, BatchNorm statistics, evaluation, calibration."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dswag.client import batch_norm
+from dswag.client.local_optimizer import Step
+from dswag.client.replica import Workspace
+from dswag.client.stability import has_diverged
+from dswag.core.randomness import derive_seed
+from dswag.data import holdout
+from dswag.data.examples import Batch, ClientData
+from dswag.evaluation.temperature import temper
+from dswag.federation.contract import (
+    CalibrateResult,
+    CalibrateTask,
+    ClientError,
+    Draws,
+    EvaluateResult,
+    EvaluateTask,
+    LayerStatistics,
+    Payload,
+    StatisticsResult,
+    StatisticsTask,
+    Task,
+    TrainResult,
+    TrainTask,
+)
+from dswag.posterior.gaussian import GaussianPosterior
+from dswag.posterior.sampling import GROUP
+
+
+def run(
+    task: Task, payload: Payload, data: ClientData, workspace: Workspace
+) -> TrainResult | StatisticsResult | EvaluateResult | CalibrateResult:
+    """The client's answer to a task.
+
+    Raises:
+        ClientError: whatever went wrong, with client, occasion and cause.
+    """
+    workspace.deadline = math.inf if task.time_limit is None else time.monotonic() + task.time_limit
+    try:
+        data = _part(data, task)
+        match task:
+            case TrainTask():
+                return train(task, payload, data, workspace)
+            case StatisticsTask():
+                return statistics(task, payload, data, workspace)
+            case EvaluateTask():
+                return evaluate(task, payload, data, workspace)
+            case CalibrateTask():
+                return calibrate(task, payload, data, workspace)
+            case _:
+                raise TypeError(f"a client knows no {type(task).__name__}")
+    except ClientError:
+        raise
+    except Exception as error:
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        raise ClientError(task, f"{type(error).__name__}: {error}{notes}") from error
+
+
+def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Workspace) -> TrainResult:
+    """Local SGD from the payload's θ (Algorithm 1, lines 5-10 and 17-22): θ after the epochs that the task names."""
+    workspace.load(payload)  # l. 5, 17
+    workspace.module.train()
+    generator = torch.Generator().manual_seed(task.seed)
+    step = Step(task.update, workspace, generator)
+    start = workspace.theta.clone() if task.upload == "bfloat16" else None
+    snapshots = []
+    loss: float = math.nan
+    first_loss: float | Tensor = math.nan
+    for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
+        loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
+        for inputs, targets in _pass(task, data, task.update.batch_size, generator, augment=True):
+            workspace.check_time(task, epoch=epoch)
+            batch_loss = step(inputs, targets, rate)  # l. 8-9, 20-21
+            first_loss = batch_loss if epoch == 1 and not num_seen else first_loss
+            loss_sum += len(targets) * batch_loss
+            num_seen += len(targets)
+        loss = float(loss_sum) / num_seen
+        _check_course(task, workspace.theta, loss, float(first_loss), epoch=epoch, rate=rate)
+        if epoch in task.snapshots:
+            theta = workspace.theta
+            snapshots.append(theta.clone() if start is None else (theta - start).bfloat16())
+    return TrainResult(
+        index=task.index, client=task.client, thetas=torch.stack(snapshots), num_examples=data.num_examples, loss=loss
+    )
+
+
+def _check_course(task: TrainTask, theta: Tensor, loss: float, first: float, *, epoch: int, rate: float) -> None:
+    """Raises ClientError, with what to do, where an epoch's mean loss or θ is not finite, or training has diverged."""
+    if not math.isfinite(first):
+        cause = f"loss is {first:g} before the first step: look for NaN or infinity in the data"
+    elif not (math.isfinite(loss) and torch.isfinite(theta.sum())):
+        what = "weights are not finite" if math.isfinite(loss) else f"loss is {loss:g}"
+        remedy = "lower the learning rate, set clip_gradient, or look for NaN or infinity in the data"
+        cause = f"{what} (learning rate {rate:g}): {remedy}"
+    elif has_diverged(loss, first, task.max_loss_growth):
+        what = f"loss is {loss:g}, after {first:g} in the first minibatch"
+        cause = f"{what} (learning rate {rate:g}): lower the learning rate, or set clip_gradient"
+    else:
+        return
+    raise ClientError(task, cause, epoch=epoch)
+
+
+def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspace: Workspace) -> StatisticsResult:
+    """BatchNorm statistics of the payload's θ, or of each draw from its posterior (Algorithm 2, line 3)."""
+
+    def inputs() -> Iterator[Any]:
+        num_seen = 0
+        generator = torch.Generator().manual_seed(task.seed)
+        for batch, targets in _pass(task, data, task.batch_size, generator):
+            workspace.check_time(task)
+            yield workspace.place(batch)
+            num_seen += len(targets)
+            if task.max_examples is not None and num_seen >= task.max_examples:
+                return
+
+    def collect(theta: Tensor) -> dict[str, LayerStatistics]:
+        workspace.load({"theta": theta})
+        collected = batch_norm.collect(workspace.module, inputs())
+        broken = [name for name, seen in collected.items() if not torch.isfinite(seen.mean + seen.scatter).all()]
+        if broken:
+            raise ClientError(task, f"inputs of the BatchNorm layers {broken} are not finite")
+        return collected
+
+    return StatisticsResult(
+        index=task.index, client=task.client, statistics=tuple(collect(theta) for theta in thetas(task.draws, payload))
+    )
+
+
+def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: Workspace) -> EvaluateResult:
+    """Sums of the payload's θ's loss and correct predictions over the client's examples."""
+    workspace.load(payload)
+    workspace.module.eval()
+    sizes, losses, correct = [], [], []  # on the device until the end, so that it need not be waited for
+    with torch.no_grad():
+        for inputs, targets in _pass(task, data, task.batch_size):
+            workspace.check_time(task)
+            targets = targets.to(workspace.device, non_blocking=True)
+            outputs = workspace.outputs(inputs)
+            sizes.append(len(targets))
+            losses.append(workspace.mean_loss(outputs, targets))
+            if _are_classes(outputs, targets):
+                correct.append((outputs.argmax(1) == targets).sum())
+    loss_sum = sum(size * loss for size, loss in zip(sizes, torch.stack(losses).tolist(), strict=True))
+    if not math.isfinite(loss_sum):
+        raise ClientError(task, f"loss is {loss_sum:g}")
+    return EvaluateResult(
+        index=task.index,
+        client=task.client,
+        num_examples=sum(sizes),
+        loss_sum=loss_sum,
+        num_correct=int(torch.stack(correct).sum()) if len(correct) == len(sizes) else None,
+    )
+
+
+def _are_classes(outputs: Any, targets: Tensor) -> bool:
+    """Whether these are a score for each class, and the right class, of each example."""
+    scores = isinstance(outputs, Tensor) and outputs.dim() == 2
+    return scores and targets.dim() == 1 and not targets.is_floating_point()
+
+
+def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace: Workspace) -> CalibrateResult:
+    """What each group of draws, averaged (Algorithm 2, line 4), gains over the first one, and by each temperature."""
+    workspace.module.eval()
+    batches = list(_pass(task, data, task.batch_size))
+    targets = torch.cat([batch_targets for _, batch_targets in batches]).to(workspace.device)
+    rows = {name: payload[name] for name in workspace.buffer_names if name in payload}
+    nll = torch.empty(len(task.draws), len(task.temperatures), len(targets), dtype=torch.float64)
+    number = 0
+    for group, draws in enumerate(task.draws):
+        total = torch.zeros(())
+        for theta in thetas((draws,), payload):
+            workspace.check_time(task)
+            workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
+            with torch.inference_mode():
+                outputs = [workspace.outputs(inputs) for inputs, _ in batches]
+            if not all(_are_classes(scores, of_batch) for scores, (_, of_batch) in zip(outputs, batches, strict=True)):
+                raise ValueError("calibration takes scores [b, c] and the class of each example: set calibrate=False")
+            total = total + torch.cat([scores.double().softmax(1) for scores in outputs])
+            number += 1
+        for column, temperature in enumerate(task.temperatures):
+            probabilities = temper(total / draws.count, temperature).gather(1, targets[:, None])
+            nll[group, column] = -probabilities.clamp_min(torch.finfo(torch.float64).tiny).log().flatten()
+    gains = nll[:, :1] - nll
+    gains[:, 0] = nll[0, 0] - nll[:, 0]
+    return CalibrateResult(
+        index=task.index,
+        client=task.client,
+        num_examples=len(targets),
+        gains=gains.sum(2),
+        squares=gains.square().sum(2),
+    )
+
+
+def thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:
+    """The payload's θ, or the draws from its posterior, of which a few are held at a time."""
+    if not groups:
+        yield payload["theta"]
+    for draws in groups:
+        scales = {"within_scale": draws.within_scale, "between_scale": draws.between_scale}
+        posterior = GaussianPosterior.from_tensors(payload, **scales)
+        end = draws.first + draws.count
+        for first in range(draws.first, end, GROUP):  # as fast as one of them alone
+            yield from posterior.sample(
+                draws.seed, min(GROUP, end - first), first=first, kind=draws.kind, scale=draws.scale
+            )
+
+
+def _pass(
+    task: Task, data: ClientData, batch_size: int, generator: torch.Generator | None = None, *, augment: bool = False
+) -> Iterator[Batch]:
+    """One pass over the client's examples. Raises ClientError where there are none, which data of a user's can have."""
+    empty = True
+    for batch in data.batches(batch_size, generator=generator, augment=augment):
+        empty = False
+        yield batch
+    if empty:
+        raise ClientError(task, "its data gave no batch: `batches` must start a new pass whenever it is called")
+
+
+def _part(data: ClientData, task: Task) -> ClientData:
+    """The examples that the task is about."""
+    if task.part is None:
+        return data
+    rest, held_out = holdout.split(data, task.part.fraction, derive_seed(task.part.seed, task.client))
+    return held_out if task.part.held_out else rest

@@ -1,0 +1,52 @@
+"""The rules by name."""
+
+from collections.abc import Mapping
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dswag.core.choices import check_choice
+from dswag.federation.aggregation.clipping import Clipped
+from dswag.federation.aggregation.coordinates import median, trimmed_mean
+from dswag.federation.aggregation.geometric import geometric_median
+from dswag.federation.aggregation.krum import krum, multi_krum
+from dswag.federation.aggregation.mean import Mean
+from dswag.federation.aggregation.robust import Robust, Rule
+
+ROBUST: Mapping[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        Rule("median", median, spare=1),
+        Rule("trimmed-mean", trimmed_mean, spare=1),
+        Rule("geometric-median", geometric_median, spare=1),
+        Rule("krum", krum, spare=3),
+        Rule("multi-krum", multi_krum, spare=3),
+    )
+}
+"""Those that withstand a minority of malicious clients."""
+
+RULES = ("mean", "weighted-mean", *ROBUST)
+"""Line 12's Update by name."""
+
+
+def aggregator(
+    name: str, anchor: Float[Tensor, "d"], *, byzantine: int | float = 0.2, clip_update: float | None = None
+) -> Mean | Robust | Clipped:
+    """An empty fold of the rule with this name.
+
+    Args:
+        name: one of `RULES`.
+        anchor: the θ that the clients start from.
+        byzantine: how many clients may be malicious, a number or a fraction; only the robust rules ask.
+        clip_update: the largest norm of a client's update; no limit if None.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    check_choice("aggregation", name, RULES)
+    rule = (
+        Robust(anchor, ROBUST[name], byzantine=byzantine)
+        if name in ROBUST
+        else Mean(anchor, weighted=name == "weighted-mean")
+    )
+    return rule if clip_update is None else Clipped(rule, clip_update)

@@ -1,0 +1,258 @@
+"""A run's training, done once and kept: what the paper's figures and tables are measured on."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from dswag.algorithms.server_update import Server
+from dswag.algorithms.training import evaluate, explore, synchronize
+from dswag.client import batch_norm
+from dswag.config import Config
+from dswag.core.atomic_files import held, remove_leftovers, write_text
+from dswag.core.parameters import Layout
+from dswag.engines.recorded import Recorded
+from dswag.federation.folds import Snapshots
+from dswag.lab.baselines import phases
+from dswag.lab.baselines.costs import Cost, Ledger, Metered, measured
+from dswag.lab.baselines.method import Done, Problem
+from dswag.lab.experiments.recipe import Experiment, Recipe
+from dswag.lab.experiments.run import test_engine
+from dswag.runs.checkpoint import Checkpoint, CheckpointError, before
+
+KeptT = TypeVar("KeptT")
+
+SAVE_EVERY = 20.0
+"""Seconds between checkpoints of phase 1: what is lost at most, beside the round under way, when it is killed."""
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What one round of phase 1 came to, and what it took."""
+
+    loss: float
+    train_accuracy: float | None
+    """On the clients' own data, where the threshold stop asks for it."""
+    test_accuracy: float | None
+    """None for models with BatchNorm layers, whose statistics would need all clients' data in every round."""
+    seconds: float
+    bytes: int
+    """Both ways, all clients together."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Phase 1 round by round, and what it cost."""
+
+    outcomes: tuple[RoundOutcome, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True, eq=False)
+class Synchronized:
+    """What phase 1 leaves."""
+
+    experiment: Experiment
+    rounds: Rounds
+    theta: Float[Tensor, "d"]
+    """θ_T."""
+
+    @property
+    def seconds(self) -> float:
+        """What the phase took, whenever that was."""
+        return self.rounds.cost.seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Trained(Synchronized):
+    """What both phases of training leave."""
+
+    explore_cost: Cost
+    snapshots: Float[Tensor, "s d"]
+    """Of all explorers, in their order."""
+
+    @property
+    def seconds(self) -> float:
+        """What both phases took, whenever that was."""
+        return super().seconds + self.explore_cost.seconds
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The run as what methods are compared on, with the phases that they share already done.
+
+        What methods train beyond phase 1 has no threshold stop: it was for phase 1.
+        """
+        experiment = self.experiment
+        clients = [experiment.dataset.train[part] for part in experiment.parts]
+        problem = Problem(experiment.model, clients, replace(experiment.recipe, stop_accuracy=None))
+        problem.done[phases.phase_1] = Done(self.theta, self.rounds.cost, frozenset())
+        problem.done[phases.explored] = Done(self.snapshots, self.explore_cost, frozenset({phases.phase_1}))
+        return problem
+
+
+def synchronized(experiment: Experiment, work: Path, advance: Callable[[str], None] = lambda _: None) -> Synchronized:
+    """Phase 1, from where it stands in the work folder: what is done is read, and killed it goes on.
+
+    Args:
+        experiment: what to train.
+        work: a folder for many runs, each in its own folder inside; those that differ in phase 2 share phase 1. What is
+            kept there, the explorers' answers too, serves every figure on the same training, until somebody removes it.
+        advance: called with words after every round.
+
+    Raises:
+        ClientError, DivergenceError: from the algorithms.
+    """
+    with _held(experiment, work, advance) as folder:
+        rounds, theta = _phase_1(experiment, folder, advance)
+    return Synchronized(experiment, rounds, theta)
+
+
+def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = lambda _: None) -> Trained:
+    """Phases 1 and 2, from where they stand: as `synchronized`, then with the explorers that have not answered.
+
+    Raises:
+        ClientError, DivergenceError: from the algorithms.
+        SaveError: an answer that cannot be written.
+    """
+    with _held(experiment, work, advance) as folder:
+        rounds, theta = _phase_1(experiment, folder, advance)
+        cost, snapshots = _phase_2(experiment, theta, folder / f"phase-2-{_digest(_settings(experiment))}")
+    return Trained(experiment, rounds, theta, cost, snapshots)
+
+
+@contextmanager
+def _held(experiment: Experiment, work: Path, advance: Callable[[str], None]) -> Iterator[Path]:
+    """The run's own folder, once no other process trains into it."""
+    recipe = experiment.recipe
+    folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(_settings(experiment, but=_PHASE_2))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder, waiting=lambda: advance("another process trains this: waiting for it")):
+        yield folder
+
+
+@dataclass
+class _Progress:
+    """Phase 1 so far, beside its checkpoint."""
+
+    outcomes: list[RoundOutcome] = field(default_factory=list)
+    costs: list[Cost] = field(default_factory=list)
+    """Up to and with each round."""
+    done: bool = False
+
+    def cut(self, rounds: int) -> None:
+        """Forgets what came after so many rounds."""
+        self.done = self.done and len(self.outcomes) == rounds
+        del self.outcomes[rounds:], self.costs[rounds:]
+
+
+def _phase_1(experiment: Experiment, folder: Path, advance: Callable[[str], None]) -> tuple[Rounds, Tensor]:
+    """All rounds and θ_T; removes what killed processes left, and in the end what is for one that is killed."""
+    recipe, layout = experiment.recipe, Layout.of(experiment.model)
+    settings = json.loads(json.dumps(_settings(experiment, but=_PHASE_2)))  # as they are read again
+    about, weights = folder / "phase-1.json", folder / "phase-1.checkpoint.safetensors"
+    remove_leftovers(about)
+    remove_leftovers(weights)
+    theta = layout.flatten(experiment.model)
+    progress, server = _standing(about, weights, settings) or (_Progress(), Server(theta))
+    server = server.to(theta.device)
+    if not progress.done:
+        test = None if batch_norm.layers(experiment.model) else test_engine(experiment)
+        ledger = Ledger()
+        ledger.add(progress.costs[-1] if progress.costs else Cost())
+
+        def save() -> None:
+            write_text(about, json.dumps(asdict(progress), allow_nan=False) + "\n")
+            Checkpoint(server, layout, settings).save(weights)  # last, since it says how far the rest counts
+
+        started = saved = perf_counter()
+        for done in synchronize(Metered(experiment.engine, ledger), server, recipe):
+            seconds = perf_counter() - started
+            ledger.add(Cost(seconds=seconds))
+            accuracy = None if test is None else evaluate(test, done.theta, Config()).accuracy
+            size = done.bytes_down + done.bytes_up
+            progress.outcomes.append(RoundOutcome(done.loss, done.accuracy, accuracy, seconds, size))
+            progress.costs.append(ledger.cost)
+            server = done.server
+            if perf_counter() - saved >= SAVE_EVERY:
+                save()
+                saved = perf_counter()
+            advance(f"round {done.number} of at most {recipe.rounds}")
+            started = perf_counter()
+        progress.done = True
+        save()
+    before(weights).unlink(missing_ok=True)
+    return Rounds(tuple(progress.outcomes), progress.costs[-1]), server.theta
+
+
+def _standing(about: Path, weights: Path, settings: Mapping[str, Any]) -> tuple[_Progress, Server] | None:
+    """How far phase 1 came before; None where it has to start from the beginning."""
+    try:
+        checkpoint, _ = Checkpoint.latest(weights)
+    except CheckpointError:
+        return None
+    progress = _read(about, _Progress)
+    if checkpoint is None or progress is None or len(progress.outcomes) < checkpoint.server.round:
+        return None
+    if any(settings.get(name) != value for name, value in checkpoint.settings.items()):  # new ones are at defaults
+        return None
+    progress.cut(checkpoint.server.round)
+    return progress, checkpoint.server
+
+
+def _phase_2(experiment: Experiment, theta: Float[Tensor, "d"], folder: Path) -> tuple[Cost, Tensor]:
+    """What it cost, of which the seconds are those since training was last killed within it, and all snapshots."""
+    ledger, about = Ledger(), folder / "cost.json"
+    remove_leftovers(about)
+    with measured(ledger):
+        engine = Metered(Recorded(experiment.engine, folder), ledger)
+        snapshots = explore(engine, theta, experiment.recipe, Snapshots()).fold.result()
+    cost = _read(about, Cost)
+    if cost is None:
+        cost = ledger.cost
+        write_text(about, json.dumps(asdict(cost)) + "\n")
+    return cost, snapshots
+
+
+def _read(path: Path, kind: type[KeptT]) -> KeptT | None:
+    """What was written there; None where nothing was, or nothing that can be read."""
+    try:
+        read: KeptT = TypeAdapter(kind).validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return read
+
+
+_AFTERWARDS = frozenset({"data_dir", "rank", "centering", "samples", "scale", "calibrate", "landscape_examples"})
+"""Settings that neither phase of training depends on."""
+
+_PHASE_2 = frozenset(
+    {
+        "explorers",
+        "explore_epochs",
+        "explore_learning_rate",
+        "explore_final_learning_rate",
+        "cycles",
+        "snapshots_per_cycle",
+    }
+)
+
+
+def _settings(experiment: Experiment, *, but: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Those that training depends on."""
+    left_out = _AFTERWARDS | but
+    return {name: value for name, value in asdict(experiment.recipe).items() if name not in left_out}
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    """A short name of the settings that are not at their defaults, so that new ones change no old name."""
+    changed = {name: value for name, value in settings.items() if value != getattr(Recipe, name)}
+    return blake2b(json.dumps(changed, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -1,0 +1,1 @@
+"""Gaussians over weights: moments of snapshots, the posterior they give, its draws, density, files, combinations."""
