@@ -1,7 +1,7 @@
 """What is concluded from results that are made up."""
 
 import pytest
-from report.made_results import course, run, scores
+from lab.report.made_results import course, run, scores
 
 from dswag.lab.report.claims import OURS, PAPER, subjects
 from dswag.lab.report.verdicts import Standard, certainty, listed

@@ -4,7 +4,7 @@ import html
 import re
 
 import pytest
-from report.made_results import course, run, scores
+from lab.report.made_results import course, run, scores
 
 from dswag.lab.experiments.measurements import MEASURES
 from dswag.lab.experiments.plan import NAMES, load

@@ -1,6 +1,6 @@
 """The page that results give: what it says in every state, and in which order."""
 
-from report.made_results import course, run, scores
+from lab.report.made_results import course, run, scores
 
 from dswag.lab.report.result_tables import TABLES, markdown_table
 from dswag.lab.report.results_page import Planned, results_page

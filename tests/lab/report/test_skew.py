@@ -1,7 +1,7 @@
 """What is concluded of clients that differ, from results that are made up."""
 
 import pytest
-from report.made_results import run, scores
+from lab.report.made_results import run, scores
 
 from dswag.lab.report.reproduced import by_skew
 from dswag.lab.report.skew import hurts, shorter_helps, undone_by

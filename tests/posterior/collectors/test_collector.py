@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
-from dswag.posterior.collectors.collector import SnapshotCollector
 from torch import nn
 
 from dswag.core.parameters import Layout
+from dswag.posterior.collectors.collector import SnapshotCollector
 from dswag.posterior.moments import Moments
 
 
@@ -88,5 +88,6 @@ def test_a_missing_library_says_how_to_get_it(name, monkeypatch):
     for module in (name, "lightning.pytorch"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, f"dswag.posterior.collectors.{name}", raising=False)
-    with pytest.raises(ImportError, match=rf"dswag\.integrations\.{name} needs {name}: pip install 'dswag\[{name}\]'"):
+    remedy = rf"collectors\.{name} needs {name}: pip install 'dswag\[{name}\]'"
+    with pytest.raises(ImportError, match=remedy):
         importlib.import_module(f"dswag.posterior.collectors.{name}")

@@ -14,10 +14,11 @@ from dswag.posterior.moments import Moments
 pytest.importorskip("lightning", reason="needs Lightning: pip install --group integrations")
 pytestmark = [pytest.mark.filterwarnings("ignore::Warning"), pytest.mark.usefixtures("one_intra_op_thread")]
 
-from dswag.posterior.collectors.lightning import PosteriorCallback  # noqa: E402
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 from lightning.pytorch.strategies import FSDPStrategy  # noqa: E402
+
+from dswag.posterior.collectors.lightning import PosteriorCallback  # noqa: E402
 
 
 class Network(LightningModule):

@@ -14,8 +14,9 @@ pytest.importorskip("transformers", reason="needs transformers: pip install --gr
 pytest.importorskip("accelerate", reason="the Trainer needs accelerate: pip install --group integrations")
 pytestmark = [pytest.mark.filterwarnings("ignore::Warning"), pytest.mark.usefixtures("one_intra_op_thread")]
 
-from dswag.posterior.collectors.transformers import PosteriorCallback  # noqa: E402
 from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+
+from dswag.posterior.collectors.transformers import PosteriorCallback  # noqa: E402
 
 
 class Network(nn.Module):

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from dswag.posterior.collectors.collector import SnapshotCollector
 from torch import nn
+
+from dswag.posterior.collectors.collector import SnapshotCollector
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
