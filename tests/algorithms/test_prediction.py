@@ -22,6 +22,7 @@ from dswag import (
     regression,
     train,
 )
+from dswag.algorithms.prediction import average, draws_of
 from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data.batches import AHEAD
 
@@ -117,6 +118,26 @@ def test_fewer_examples_can_refresh_batch_norm(make_model, make_clients):
     assert not torch.equal(every, some)
     # 200 of 900 examples: the statistics' standard errors are about 7 %, and probabilities move less than logits.
     torch.testing.assert_close(every, some, rtol=0, atol=0.2)
+
+
+def test_passes_in_bfloat16_round_what_they_compute_and_no_more(make_model, make_clients):
+    """Statistics and outputs of two layers with 8 binary digits: each rounds by at most 2^-8 of what it adds up."""
+    model, engine, x = make_model(batch_norm=True), InProcess(make_model(batch_norm=True), make_clients()), inputs()
+    members = {
+        precision: draws_of(model, around(model), samples=4, engine=engine, precision=precision)
+        for precision in ("float32", "bfloat16")
+    }
+    for i in range(4):
+        exact, rounded = (members[precision].payload(i) for precision in ("float32", "bfloat16"))
+        assert torch.equal(exact["theta"], rounded["theta"])
+        assert not torch.equal(exact["1.running_mean"], rounded["1.running_mean"])
+        deviation = exact["1.running_var"].sqrt()
+        assert ((exact["1.running_mean"] - rounded["1.running_mean"]).abs() < 2**-6 * deviation).all()
+    exact, rounded = (average(model, members[precision], x).probabilities for precision in ("float32", "bfloat16"))
+    torch.testing.assert_close(exact, rounded, rtol=0, atol=2**-5)
+    assert not torch.equal(exact, rounded)
+    unrefreshed = average(model, replace(members["bfloat16"], precision="float32"), x).probabilities
+    assert not torch.equal(unrefreshed, rounded)
 
 
 def test_batch_norm_without_an_engine_is_refused(make_model):

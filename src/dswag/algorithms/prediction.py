@@ -14,7 +14,7 @@ from dswag.core.parameters import Layout, parameters
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.batches import groups
 from dswag.evaluation.temperature import temper
-from dswag.federation.contract import Draws, Engine, Kind, Payload
+from dswag.federation.contract import Draws, Engine, Kind, Payload, Precision
 from dswag.posterior.combining import MixturePosterior
 from dswag.posterior.gaussian import GaussianPosterior
 
@@ -62,6 +62,7 @@ def predictive(
     scale: float = 1.0,
     engine: Engine | None = None,
     batch_norm_examples: int | None = None,
+    precision: Precision = "float32",
     batch_size: int = 128,
 ) -> Predictive:
     """Algorithm 2: the average over draws from the posterior of what the model predicts with them.
@@ -80,6 +81,7 @@ def predictive(
             such layers.
         batch_norm_examples: how many examples each client uses for that at most, rounded up to whole batches; all if
             None.
+        precision: of the forward passes, those for BatchNorm statistics included.
         batch_size: of the forward passes over inputs that are not batches already.
 
     Raises:
@@ -96,6 +98,7 @@ def predictive(
         scale=scale,
         engine=engine,
         batch_norm_examples=batch_norm_examples,
+        precision=precision,
     )  # l. 2-3
     return average(model, members, inputs, batch_size=batch_size).tempered(posterior.temperature)  # l. 1, 4-6
 
@@ -137,13 +140,16 @@ def ensemble(
     engine: Engine | None = None,
     layout: Layout | None = None,
     batch_norm_examples: int | None = None,
+    precision: Precision = "float32",
     batch_size: int = 128,
 ) -> Predictive:
     """The average of what the model predicts with each of the given weights, their BatchNorm statistics refreshed.
 
     The weights are those of the parameters in `layout`; of all trainable ones if None.
     """
-    members = members_of(model, thetas, engine=engine, layout=layout, batch_norm_examples=batch_norm_examples)
+    members = members_of(
+        model, thetas, engine=engine, layout=layout, batch_norm_examples=batch_norm_examples, precision=precision
+    )
     return average(model, members, inputs, batch_size=batch_size)
 
 
@@ -154,6 +160,8 @@ class Members:
     layout: Layout
     count: int
     payload: Callable[[int], Payload]
+    precision: Precision = "float32"
+    """Of the passes that predict with them."""
 
 
 def draws_of(
@@ -166,12 +174,13 @@ def draws_of(
     scale: float = 1.0,
     engine: Engine | None = None,
     batch_norm_examples: int | None = None,
+    precision: Precision = "float32",
 ) -> Members:
     """Lines 1 to 3: S draws, and their BatchNorm statistics; the mean is one draw that is known."""
     layout = _layout(model, posterior)
     if kind == "mean":
-        (statistics,) = _refresh(model, {"theta": posterior.mean}, engine, batch_norm_examples)
-        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics})
+        (statistics,) = _refresh(model, {"theta": posterior.mean}, engine, batch_norm_examples, precision)
+        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics}, precision)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
 
@@ -180,14 +189,16 @@ def draws_of(
 
     if isinstance(posterior, GaussianPosterior):  # clients make the draws themselves: one exchange for all
         draws = posterior.draws(seed, samples, kind=kind, scale=scale)
-        refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, draws)
+        refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, precision, draws)
     else:
-        refreshed = [_refresh(model, {"theta": draw(i)}, engine, batch_norm_examples)[0] for i in range(samples)]
+        refreshed = [
+            _refresh(model, {"theta": draw(i)}, engine, batch_norm_examples, precision)[0] for i in range(samples)
+        ]
 
     def payload(i: int) -> Payload:
         return {"theta": draw(i), **refreshed[i]}  # l. 3
 
-    return Members(layout, samples, payload)
+    return Members(layout, samples, payload, precision)
 
 
 def members_of(
@@ -197,14 +208,15 @@ def members_of(
     engine: Engine | None = None,
     layout: Layout | None = None,
     batch_norm_examples: int | None = None,
+    precision: Precision = "float32",
 ) -> Members:
     """Weights that are known, and their BatchNorm statistics."""
-    statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples)[0] for theta in thetas]
+    statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples, precision)[0] for theta in thetas]
 
     def payload(i: int) -> Payload:
         return {"theta": thetas[i], **statistics[i]}
 
-    return Members(layout or Layout.of(model), len(thetas), payload)
+    return Members(layout or Layout.of(model), len(thetas), payload, precision)
 
 
 def average(model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], *, batch_size: int = 128) -> Predictive:
@@ -252,7 +264,7 @@ def outputs(
         def predict_with(workspace: Workspace, i: int) -> list[tuple[Tensor, ...]]:
             workspace.load(members.payload(i))
             workspace.module.eval()
-            with torch.inference_mode():
+            with torch.inference_mode(), workspace.computing_in(members.precision):
                 return [read(workspace.outputs(batch)) for batch in batches]
 
         return ordered_map(predict_with, workspaces, range(members.count))
@@ -275,7 +287,12 @@ def _layout(model: nn.Module, posterior: Posterior) -> Layout:
 
 
 def _refresh(
-    model: nn.Module, payload: Payload, engine: Engine | None, max_examples: int | None, draws: Draws | None = None
+    model: nn.Module,
+    payload: Payload,
+    engine: Engine | None,
+    max_examples: int | None,
+    precision: Precision,
+    draws: Draws | None = None,
 ) -> Sequence[Mapping[str, Tensor]]:
     """For each draw, the BatchNorm statistics pooled over all clients; nothing to do without such layers."""
     if not batch_norm.layers(model):
@@ -285,9 +302,8 @@ def _refresh(
             "the model has BatchNorm layers, whose statistics belong to the weights: pass engine=... so that the "
             "clients refresh them for every draw (Algorithm 2, line 3)"
         )
-    if draws is None:
-        return batch_norm.refresh(engine, payload, seed=0, max_examples=max_examples)
-    return batch_norm.refresh(engine, payload, seed=draws.seed, max_examples=max_examples, draws=(draws,))
+    seed, asked = (0, ()) if draws is None else (draws.seed, (draws,))
+    return batch_norm.refresh(engine, payload, seed=seed, max_examples=max_examples, draws=asked, precision=precision)
 
 
 def _probabilities(logits: Any) -> Float64[Tensor, "b c"]:

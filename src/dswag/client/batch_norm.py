@@ -16,7 +16,16 @@ from torch.utils.data import Dataset
 
 from dswag.core.randomness import derive_seed
 from dswag.data.batches import inputs_of
-from dswag.federation.contract import Draws, Engine, LayerStatistics, Part, Payload, StatisticsResult, StatisticsTask
+from dswag.federation.contract import (
+    Draws,
+    Engine,
+    LayerStatistics,
+    Part,
+    Payload,
+    Precision,
+    StatisticsResult,
+    StatisticsTask,
+)
 from dswag.federation.round_trip import exchange
 
 BATCH_SIZE = 128
@@ -38,6 +47,7 @@ def refresh(
     draws: tuple[Draws, ...] = (),
     part: Part | None = None,
     minimum: int | None = None,
+    precision: Precision = "float32",
 ) -> tuple[dict[str, Tensor], ...]:
     """For the payload's θ, or each draw from its posterior, the running statistics over all clients by buffer name.
 
@@ -54,6 +64,7 @@ def refresh(
             max_examples=max_examples,
             seed=derive_seed(seed, client),
             draws=draws,
+            precision=precision,
         )
         for client in range(engine.num_clients)
     ]

@@ -1,7 +1,7 @@
 """A step of local SGD on the flat θ (Algorithm 1, lines 8-9 and 20-21)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ class Step:
         workspace = self.workspace
         workspace.gradient.zero_()
         targets = targets.to(workspace.device, non_blocking=True)
-        with self.randomness if workspace.draws_randomly else nullcontext(), self._precision():
+        randomness = self.randomness if workspace.draws_randomly else nullcontext()
+        with randomness, workspace.computing_in(self.update.precision):
             loss = workspace.mean_loss(workspace.outputs(inputs), targets)
         workspace.draws_randomly = self.randomness.used
         loss.backward()  # type: ignore[no-untyped-call]
@@ -40,11 +41,6 @@ class Step:
             _shorten(workspace.gradient, self.update.clip_gradient)
         self.descend(rate)
         return loss.detach()
-
-    def _precision(self) -> AbstractContextManager[None]:
-        if self.update.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.workspace.device.type, torch.bfloat16)
 
 
 def _shorten(gradient: Float[Tensor, "d"], longest: float) -> None:

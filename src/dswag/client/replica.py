@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dswag.client import batch_norm
 from dswag.core.parameters import Layout, unwrapped
-from dswag.federation.contract import ClientError, Payload, Task
+from dswag.federation.contract import ClientError, Payload, Precision, Task
 
 Loss = Callable[[Any, Tensor], Tensor]
 """Mean loss over a batch of a model's outputs and the targets; a scalar."""
@@ -60,6 +61,12 @@ class Workspace:
             raise ClientError(task, "the run was stopped", epoch=epoch)
         if time.monotonic() > self.deadline:
             raise ClientError(task, f"it took longer than its time limit of {task.time_limit:g} s", epoch=epoch)
+
+    def computing_in(self, precision: Precision) -> AbstractContextManager[None]:
+        """Forward passes within compute in this precision; the weights stay as they are."""
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def outputs(self, inputs: Any) -> Any:
         """What the module gives for a batch of inputs, which are brought to where it is."""

@@ -123,7 +123,8 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
 
     def collect(theta: Tensor) -> dict[str, LayerStatistics]:
         workspace.load({"theta": theta})
-        collected = batch_norm.collect(workspace.module, inputs())
+        with workspace.computing_in(task.precision):
+            collected = batch_norm.collect(workspace.module, inputs())
         broken = [name for name, seen in collected.items() if not torch.isfinite(seen.mean + seen.scatter).all()]
         if broken:
             raise ClientError(task, f"inputs of the BatchNorm layers {broken} are not finite")

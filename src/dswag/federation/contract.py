@@ -13,6 +13,9 @@ Payload = Mapping[str, Tensor]
 Kind = Literal["swag", "diagonal", "low_rank"]
 """Which covariance a draw uses: both halves, Σ_diag alone, or the columns alone."""
 
+Precision = Literal["float32", "bfloat16"]
+"""Of forward and backward passes: "bfloat16" runs them under autocast, and leaves the weights in float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientUpdate:
@@ -28,7 +31,7 @@ class ClientUpdate:
     """μ of the term μ/2 ‖θ - payload's θ‖² that is added to the loss (FedProx, Li et al. 2020)."""
     clip_gradient: float | None = None
     """Norm to which a minibatch's gradient, including that of the proximal term, is shortened; no limit if None."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ class StatisticsTask(Task):
     max_examples: int | None
     seed: int
     draws: tuple[Draws, ...] = ()
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,8 @@ class Problem:
     """Clients trained at a time; the outcome does not depend on it."""
     done: dict[Callable[["Trial"], Any], "Done"] = field(default_factory=dict)
     """Parts of training that are already done, by the function that does them; methods that share them pay for them."""
+    resumed: Callable[[Callable[["Trial"], Any]], "Done | None"] = lambda _: None
+    """Does a part that is kept elsewhere, from where it stands there; None for one that is not."""
 
     @cached_property
     def training_examples(self) -> list[ClientData]:
@@ -121,13 +123,16 @@ class Trial:
         """The result of this part of training, done once for a problem and paid for by every method that uses it."""
         done = self.problem.done
         if stage not in done:
-            part = Trial(self.problem)
             with measured(self._waited):
-                value = part.complete(stage)
-            done[stage] = Done(value, part._ledger.cost, part._used)
+                done[stage] = self.problem.resumed(stage) or self._done(stage)
         self._used |= {stage, *done[stage].used}
         found: ValueT = done[stage].value
         return found
+
+    def _done(self, stage: Callable[["Trial"], Any]) -> Done:
+        part = Trial(self.problem)
+        value = part.complete(stage)
+        return Done(value, part._ledger.cost, part._used)
 
     def complete(self, work: Callable[["Trial"], ValueT]) -> ValueT:
         """The result of the work, whose seconds and memory are added to the cost."""
@@ -163,6 +168,7 @@ class Trial:
                 scale=scale,
                 engine=engine,
                 batch_norm_examples=self.config.batch_norm_examples,
+                precision=self.config.precision,
             )
 
         return lambda inputs: average(network, members(), inputs).tempered(posterior.temperature)
@@ -174,7 +180,9 @@ class Trial:
 
         @cache
         def members() -> Members:
-            return members_of(self.model, thetas, engine=engine, batch_norm_examples=examples)
+            return members_of(
+                self.model, thetas, engine=engine, batch_norm_examples=examples, precision=self.config.precision
+            )
 
         return lambda inputs: average(self.model, members(), inputs)
 

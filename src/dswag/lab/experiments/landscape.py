@@ -91,6 +91,7 @@ def measured_on(
             examples.inputs,
             engine=experiment.engine,
             batch_norm_examples=batch_norm_examples or experiment.recipe.batch_norm_examples,
+            precision=experiment.recipe.precision,
         ).probabilities.cpu()
         return metrics.accuracy(probabilities, targets), metrics.nll(probabilities, targets)
 

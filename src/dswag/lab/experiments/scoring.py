@@ -69,7 +69,11 @@ def score_methods(
         kinds: what to predict with from the posterior.
     """
     recipe, model, test = experiment.recipe, experiment.model, experiment.dataset.test
-    options: dict[str, Any] = {"engine": experiment.engine, "batch_norm_examples": recipe.batch_norm_examples}
+    options: dict[str, Any] = {
+        "engine": experiment.engine,
+        "batch_norm_examples": recipe.batch_norm_examples,
+        "precision": recipe.precision,
+    }
     inputs = test.inputs
     before = ensemble(model, theta[None], inputs, **options).probabilities.cpu()
     nll_before = nll_of_each(before, test.targets)
