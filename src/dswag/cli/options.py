@@ -213,8 +213,10 @@ class Reproduce:
     """Run only cases whose names have all of these parts, such as seed-0 clients-10."""
     dataset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the figure's)")] = None
     """Data set to use instead, such as mnist5k, which takes a tenth of the time."""
+    budget: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the figure's)")] = None
+    """Of table-cifar10: short or long, for two cores instead of a GPU."""
     output: Annotated[
-        Output, arg(metavar="DIR", help_behavior_hint="(default: results, results/DATASET or runs/quick)")
+        Output, arg(metavar="DIR", help_behavior_hint="(default: results, results/DATASET-BUDGET or runs/quick)")
     ] = None
     """Folder for the results: a JSON file for each case, a picture for each figure."""
     work: Annotated[Path, arg(metavar="DIR")] = Path("runs/reproduce")

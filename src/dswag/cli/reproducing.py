@@ -21,8 +21,11 @@ def reproduce_figures(options: Reproduce) -> None:
     names = NAMES if options.list or "all" in options.names else options.names
     if not names:
         raise ConfigError(f"reproduce needs a name: one of {', '.join(NAMES)}, or all; --list says what is done")
-    chosen = [plans.load(name, quick=options.quick, dataset=options.dataset) for name in names]
-    results = options.output or (QUICK_RESULTS if options.quick else RESULTS / (options.dataset or ""))
+    chosen = [plans.load(name, quick=options.quick, dataset=options.dataset, budget=options.budget) for name in names]
+    variant = options.dataset or ""
+    if options.budget is not None:
+        variant = f"{chosen[0].cases[0].recipe.dataset}-{options.budget}"
+    results = options.output or (QUICK_RESULTS if options.quick else RESULTS / variant)
     if not options.list:
         _run_all(chosen, results, options)
     if options.json:

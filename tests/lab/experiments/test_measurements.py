@@ -102,6 +102,22 @@ def test_methods_are_scored_compared_and_priced(tiny_run):
     json.dumps(measured, allow_nan=False)
 
 
+def test_a_rival_is_what_differences_are_taken_to_wherever_it_is_measured(tiny_run):
+    options = {"rival": "fedavg", "outside": "mnist5k", "outside_examples": 40, "resamples": 20}
+    without = methods(tiny_run, methods=["dswag"], **options)
+    together = methods(tiny_run, methods=["phase-1", "fedavg", "dswag"], **options)
+    assert list(without) == ["dswag"]
+    found = without["dswag"]["nll_difference_to_rival"]
+    assert found == together["dswag"]["nll_difference_to_rival"]
+    assert found["to"] == "fedavg"
+    assert found["estimate"] == pytest.approx(together["dswag"]["nll"] - together["fedavg"]["nll"], abs=1e-6)
+    assert "nll_difference" not in without["dswag"]
+    assert "nll_difference_to_rival" not in together["fedavg"]
+    assert "nll_difference_to_rival" in together["phase-1"]
+    assert without["dswag"]["outside"]["entropy"]["auroc"] != 0.5  # the first 40 are not all
+    assert len(without["dswag"]["band"]["low"]) == 20
+
+
 def test_calibration_has_a_band_for_each_method(tiny_run):
     measured = calibration(tiny_run, methods=["phase-1"], resamples=20)
     band = measured["phase-1"]["band"]

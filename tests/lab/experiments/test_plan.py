@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from dswag.lab.baselines.phases import further
 from dswag.lab.experiments.measurements import MEASURES, OWN
 from dswag.lab.experiments.plan import NAMES, load
 from dswag.lab.report.figures import FIGURES
@@ -58,6 +59,28 @@ def test_cifar10_has_the_published_recipe_of_swag_for_one_worker():
     assert one.explore_learning_rate == one.explore_final_learning_rate == 0.01
     assert (one.snapshots_per_cycle, one.rank, one.samples) == (139, 20, 30)
     assert {case.recipe.clients for case in load("table-cifar10").cases} == {1, 2, 4, 8}
+
+
+def test_budgets_on_two_cores_spend_as_many_epochs_on_every_number_of_workers():
+    budgets = {}
+    for budget in ("short", "long"):
+        cases = load("table-cifar10", budget=budget).cases
+        recipes = {case.recipe for case in cases}
+        assert {(recipe.clients, recipe.seed) for recipe in recipes} >= {(1, 0), (2, 0)}
+        assert all(
+            (recipe.model, recipe.device, recipe.precision) == ("vgg16", "cpu", "bfloat16") for recipe in recipes
+        )
+        assert all(recipe.final_learning_rate <= 0.02 * recipe.learning_rate for recipe in recipes)
+        assert {case.options["rival"] for case in cases} == {"fedavg"}
+        (budgets[budget],) = {(recipe.rounds * recipe.local_epochs, recipe.explore_epochs) for recipe in recipes}
+        for recipe in recipes:  # what goes on instead of exploring has as many rounds
+            assert further(recipe).rounds - recipe.rounds == recipe.explore_epochs
+    assert budgets == {"short": (10, 3), "long": (24, 6)}
+
+
+def test_a_plan_without_the_budget_says_which_ones_have_any():
+    with pytest.raises(ValueError, match="fig7 has no budget 'short': table-cifar10 has short, long"):
+        load("fig7", budget="short")
 
 
 def test_a_group_stands_for_its_methods_and_is_no_setting():

@@ -14,7 +14,7 @@ from dswag.core.atomic_files import held
 from dswag.core.parameters import Layout
 from dswag.federation.contract import ClientError
 from dswag.federation.folds import Snapshots
-from dswag.lab.baselines.method import complete
+from dswag.lab.baselines.method import Problem, complete
 from dswag.lab.experiments.measurements import OWN, surroundings
 from dswag.lab.experiments.recipe import build
 from dswag.lab.experiments.trained import train
@@ -144,6 +144,31 @@ def test_what_cannot_be_read_is_done_again(tiny_recipe, tmp_path, name):
     (path,) = tmp_path.glob(f"*/{name}")
     path.write_bytes(path.read_bytes()[:100])
     assert_same(train(build(recipe), tmp_path), whole)
+
+
+@pytest.mark.usefixtures("saved_every_round")
+def test_phase_1_for_the_whole_budget_is_kept_and_goes_on_where_it_was_killed(tiny_recipe, tmp_path):
+    recipe = replace(tiny_recipe, rounds=1, explore_epochs=3, stop_accuracy=None)
+    experiment = build(recipe)
+    whole, cost = complete(OWN["fedavg"], train(experiment, tmp_path).problem)
+    alone = Problem(experiment.model, [experiment.dataset.train[part] for part in experiment.parts], recipe)
+    fresh, its_cost = complete(OWN["fedavg"], alone)
+    inputs = experiment.dataset.test.inputs
+    assert torch.equal(whole(inputs).probabilities, fresh(inputs).probabilities)
+    assert replace(cost, seconds=0, memory=0) == replace(its_cost, seconds=0, memory=0)
+
+    again = train(build(recipe), tmp_path, lambda words: pytest.fail(f"trained again: {words}"))
+    predicted, its_cost = complete(OWN["fedavg"], again.problem)
+    assert torch.equal(predicted(inputs).probabilities, fresh(inputs).probabilities)
+    assert its_cost.seconds >= again.continued().cost.seconds + again.rounds.cost.seconds
+
+    train(build(recipe), tmp_path / "killed")
+    with pytest.raises(Killed):
+        complete(OWN["fedavg"], train(build(recipe), tmp_path / "killed", kill_after(2)).problem)
+    words = []
+    predicted, _ = complete(OWN["fedavg"], train(build(recipe), tmp_path / "killed", words.append).problem)
+    assert words == ["round 4 of at most 4"]
+    assert torch.equal(predicted(inputs).probabilities, fresh(inputs).probabilities)
 
 
 def test_killed_in_phase_2_it_asks_the_explorers_that_are_left(tiny_recipe, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Parts of training that several methods share, each at the budget of a phase of Algorithm 1."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,8 @@ from dswag.federation.client_sampling import cohort_size
 from dswag.federation.contract import Engine
 from dswag.federation.folds import Snapshots
 from dswag.lab.baselines.method import Trial
+
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def phase_1(trial: Trial) -> Float[Tensor, "d"]:
@@ -92,7 +95,7 @@ def snapshot_every_epoch(config: Config) -> Config:
     )
 
 
-def further(config: Config, *, constant: bool = False) -> Config:
+def further(config: ConfigT, *, constant: bool = False) -> ConfigT:
     """Settings for the rounds, at least two, that cost what phase 2 does, to go on with where phase 1 ended.
 
     Rates fall over them from α₁ to α₂ of phase 2, or stay at α₁.

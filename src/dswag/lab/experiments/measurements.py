@@ -144,21 +144,27 @@ def methods(
     *,
     methods: Sequence[str],
     reference: str = "phase-1",
+    rival: str | None = None,
     outside: str | None = None,
+    outside_examples: int | None = None,
     shifted_examples: int = 0,
+    resamples: int = 0,
 ) -> dict[str, Any]:
     """Scores of methods: as they are, calibrated, on inputs from outside and corrupted; and what they cost.
 
     Args:
         trained: what they start from.
         methods: by name.
-        reference: the method that paired differences are taken to.
+        reference: the method that paired differences in NLL are taken to, where it is one of those.
+        rival: a second one, which predicts for that even where it is none of those.
         outside: test set of inputs that are unlike the training data; none if None.
+        outside_examples: how many of the first of them; all if None.
         shifted_examples: how many of the first test examples are corrupted.
+        resamples: of the bands around reliability curves; without them there are no curves.
     """
     dataset, recipe = trained.experiment.dataset, trained.experiment.recipe
     test = dataset.test
-    others = None if outside is None else datasets.load_test(outside, recipe.data_dir).inputs
+    others = None if outside is None else datasets.load_test(outside, recipe.data_dir).inputs[:outside_examples]
     found: dict[str, Any] = {}
     losses: dict[str, Tensor] = {}
     for name in methods:
@@ -171,15 +177,22 @@ def methods(
             "calibrated_nll": calibrated_nll(probabilities, test.targets, seed=recipe.seed),
             "cost": asdict(cost),
         }
+        if resamples:
+            band = reliability_band(probabilities, test.targets, seed=recipe.seed, resamples=resamples)
+            found[name]["band"] = asdict(band)
         if others is not None:
             detected = detect(predicted, predictor(others))
             found[name]["outside"] = {score: asdict(detection) for score, detection in detected.items()}
         if shifted_examples:
             found[name]["shift"] = _shifted(predictor, test[:shifted_examples], recipe.seed)
-    for name, values in losses.items():
-        if reference in losses and name != reference:
-            difference = mean_interval(values - losses[reference], seed=recipe.seed)
-            found[name]["nll_difference"] = {"to": reference, **asdict(difference)}
+    if rival is not None and rival not in losses:
+        predictor, _ = complete(OWN[rival], trained.problem)
+        losses[rival] = metrics.nll_of_each(predictor(test.inputs).probabilities.cpu(), test.targets)
+    for key, other in (("nll_difference", reference), ("nll_difference_to_rival", rival)):
+        for name in methods:
+            if other in losses and name != other:
+                difference = mean_interval(losses[name] - losses[other], seed=recipe.seed)
+                found[name][key] = {"to": other, **asdict(difference)}
     return found
 
 

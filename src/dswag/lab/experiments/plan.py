@@ -48,7 +48,7 @@ class Plan:
     cases: tuple[Case, ...]
 
 
-def load(name: str, *, quick: bool = False, dataset: str | None = None) -> Plan:
+def load(name: str, *, quick: bool = False, dataset: str | None = None, budget: str | None = None) -> Plan:
     """The plan of a figure or table.
 
     Args:
@@ -56,20 +56,23 @@ def load(name: str, *, quick: bool = False, dataset: str | None = None) -> Plan:
         quick: a few short runs on a small data set instead, for a minute.
         dataset: the same runs on another data set than the plan's; or, where the plan has a table of that name, those
             of the plan that it says the data set's runs are `like`.
+        budget: the runs of this budget, where the plan has several; its own if None.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a budget that the plan does not have.
         ConfigError: settings that cannot be.
     """
     if name not in NAMES:
         raise ValueError(f"there is no {name!r} to reproduce: choose one of {', '.join(NAMES)}, or all")
     table, other = _table(name), {}
+    if budget is not None and budget not in table.get("budgets", {}):
+        raise ValueError(f"{name} has no budget {budget!r}: {_budgets_known()}")
     if dataset is not None and dataset not in table:
         other = {"dataset": dataset}
     elif dataset is not None:
         like = _table(table[dataset]["like"])
         table |= {part: like[part] for part in ("settings", "cases", "seconds")}
-    small = table["quick"] if quick else {}
+    small = table["quick"] if quick else _budget(table["budgets"], budget) if budget else {}
     shared = {**table["settings"], **small.get("settings", {}), **other}
     options = {**table.get("options", {}), **small.get("options", {})}
     return Plan(
@@ -82,6 +85,19 @@ def load(name: str, *, quick: bool = False, dataset: str | None = None) -> Plan:
             for settings in _expanded(small.get("cases", table["cases"]))
         ),
     )
+
+
+def _budget(budgets: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The table of a budget, with what it leaves as in the one that it is `like`."""
+    own = budgets[name]
+    other = budgets.get(own.get("like"), {})
+    shared = {part: {**other.get(part, {}), **own.get(part, {})} for part in ("settings", "options")}
+    return {**other, **own, **shared}
+
+
+def _budgets_known() -> str:
+    named = {name: ", ".join(_table(name).get("budgets", ())) for name in NAMES}
+    return "; ".join(f"{name} has {budgets}" for name, budgets in named.items() if budgets)
 
 
 def _table(name: str) -> dict[str, Any]:

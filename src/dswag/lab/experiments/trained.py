@@ -24,7 +24,7 @@ from dswag.engines.recorded import Recorded
 from dswag.federation.folds import Snapshots
 from dswag.lab.baselines import phases
 from dswag.lab.baselines.costs import Cost, Ledger, Metered, measured
-from dswag.lab.baselines.method import Done, Problem
+from dswag.lab.baselines.method import Done, Problem, Trial
 from dswag.lab.experiments.recipe import Experiment, Recipe
 from dswag.lab.experiments.run import test_engine
 from dswag.runs.checkpoint import Checkpoint, CheckpointError, before
@@ -79,6 +79,8 @@ class Trained(Synchronized):
     explore_cost: Cost
     snapshots: Float[Tensor, "s d"]
     """Of all explorers, in their order."""
+    continued: Callable[[], Done]
+    """Phase 1 for the whole budget, from where it stands in the work folder."""
 
     @property
     def seconds(self) -> float:
@@ -93,7 +95,12 @@ class Trained(Synchronized):
         """
         experiment = self.experiment
         clients = [experiment.dataset.train[part] for part in experiment.parts]
-        problem = Problem(experiment.model, clients, replace(experiment.recipe, stop_accuracy=None))
+
+        def resumed(stage: Callable[[Trial], Any]) -> Done | None:
+            return self.continued() if stage == phases.federated else None
+
+        config = replace(experiment.recipe, stop_accuracy=None)
+        problem = Problem(experiment.model, clients, config, resumed=resumed)
         problem.done[phases.phase_1] = Done(self.theta, self.rounds.cost, frozenset())
         problem.done[phases.explored] = Done(self.snapshots, self.explore_cost, frozenset({phases.phase_1}))
         return problem
@@ -125,15 +132,24 @@ def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = l
     """
     with _held(experiment, work, advance) as folder:
         rounds, theta = _phase_1(experiment, folder, advance)
-        cost, snapshots = _phase_2(experiment, theta, folder / f"phase-2-{_digest(_settings(experiment))}")
-    return Trained(experiment, rounds, theta, cost, snapshots)
+        own = folder / f"phase-2-{_digest(_settings(experiment.recipe))}"
+        cost, snapshots = _phase_2(experiment, theta, own)
+
+    def continued() -> Done:
+        recipe = phases.further(replace(experiment.recipe, stop_accuracy=None))
+        with _held(experiment, work, advance):
+            start = Server(theta, experiment.recipe.rounds)
+            further, end = _rounds(experiment, recipe, start, own / "phase-1-continued", advance)
+        return Done(end, further.cost, frozenset({phases.phase_1}))
+
+    return Trained(experiment, rounds, theta, cost, snapshots, continued)
 
 
 @contextmanager
 def _held(experiment: Experiment, work: Path, advance: Callable[[str], None]) -> Iterator[Path]:
     """The run's own folder, once no other process trains into it."""
     recipe = experiment.recipe
-    folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(_settings(experiment, but=_PHASE_2))}"
+    folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(_settings(recipe, but=_PHASE_2))}"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, waiting=lambda: advance("another process trains this: waiting for it")):
         yield folder
@@ -155,15 +171,25 @@ class _Progress:
 
 
 def _phase_1(experiment: Experiment, folder: Path, advance: Callable[[str], None]) -> tuple[Rounds, Tensor]:
-    """All rounds and θ_T; removes what killed processes left, and in the end what is for one that is killed."""
-    recipe, layout = experiment.recipe, Layout.of(experiment.model)
-    settings = json.loads(json.dumps(_settings(experiment, but=_PHASE_2)))  # as they are read again
-    about, weights = folder / "phase-1.json", folder / "phase-1.checkpoint.safetensors"
+    """All rounds and θ_T."""
+    start = Server(Layout.of(experiment.model).flatten(experiment.model))
+    return _rounds(experiment, experiment.recipe, start, folder / "phase-1", advance)
+
+
+def _rounds(
+    experiment: Experiment, recipe: Recipe, start: Server, stem: Path, advance: Callable[[str], None]
+) -> tuple[Rounds, Tensor]:
+    """All rounds of these settings from `start` on, and where they end.
+
+    Removes what killed processes left, and in the end what is for one that is killed.
+    """
+    layout = Layout.of(experiment.model)
+    settings = json.loads(json.dumps(_settings(recipe, but=_PHASE_2)))  # as they are read again
+    about, weights = (stem.with_name(f"{stem.name}{ending}") for ending in (".json", ".checkpoint.safetensors"))
     remove_leftovers(about)
     remove_leftovers(weights)
-    theta = layout.flatten(experiment.model)
-    progress, server = _standing(about, weights, settings) or (_Progress(), Server(theta))
-    server = server.to(theta.device)
+    progress, server = _standing(about, weights, settings, start.round) or (_Progress(), start)
+    server = server.to(start.theta.device)
     if not progress.done:
         test = None if batch_norm.layers(experiment.model) else test_engine(experiment)
         ledger = Ledger()
@@ -193,18 +219,18 @@ def _phase_1(experiment: Experiment, folder: Path, advance: Callable[[str], None
     return Rounds(tuple(progress.outcomes), progress.costs[-1]), server.theta
 
 
-def _standing(about: Path, weights: Path, settings: Mapping[str, Any]) -> tuple[_Progress, Server] | None:
-    """How far phase 1 came before; None where it has to start from the beginning."""
+def _standing(about: Path, weights: Path, settings: Mapping[str, Any], first: int) -> tuple[_Progress, Server] | None:
+    """How far the rounds after the `first` ones came before; None where they have to start from the beginning."""
     try:
         checkpoint, _ = Checkpoint.latest(weights)
     except CheckpointError:
         return None
     progress = _read(about, _Progress)
-    if checkpoint is None or progress is None or len(progress.outcomes) < checkpoint.server.round:
+    if checkpoint is None or progress is None or len(progress.outcomes) < checkpoint.server.round - first:
         return None
     if any(settings.get(name) != value for name, value in checkpoint.settings.items()):  # new ones are at defaults
         return None
-    progress.cut(checkpoint.server.round)
+    progress.cut(checkpoint.server.round - first)
     return progress, checkpoint.server
 
 
@@ -246,10 +272,10 @@ _PHASE_2 = frozenset(
 )
 
 
-def _settings(experiment: Experiment, *, but: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Those that training depends on."""
-    left_out = _AFTERWARDS | but
-    return {name: value for name, value in asdict(experiment.recipe).items() if name not in left_out}
+def _settings(recipe: Recipe, *, but: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Those that training depends on; on BatchNorm statistics it does where rounds are evaluated to stop."""
+    left_out = _AFTERWARDS | but | ({"batch_norm_examples"} if recipe.stop_accuracy is None else set())
+    return {name: value for name, value in asdict(recipe).items() if name not in left_out}
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
