@@ -1,6 +1,7 @@
 # make demo   train on real digits and write a report: sets everything up first
 # make test   run the tests: sets everything up first
 # make fuzz   try the readers of files and answers on thousands of damaged ones, for two minutes
+# make site   build the documentation site in build/site
 # make lint   style, types, dependency order
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test fuzz lint format clean
+.PHONY: demo test fuzz site lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/core.stamp
@@ -19,6 +20,9 @@ test: $(VENV)/dev.stamp
 
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --hypothesis-profile fuzz --numprocesses 2 tests/fuzz tests/federation/test_round_trip.py tests/test_config.py
+
+site: $(VENV)/dev.stamp
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs/site docs build/site
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
@@ -31,7 +35,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) runs dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) runs dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/core.stamp: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV), which takes about two minutes the first time"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import dswag
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md")])
 
@@ -42,3 +44,8 @@ def anchors(document):
     """Of its headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^\.\. auto\w+:: dswag\.(\w+)$", (ROOT / "docs/reference.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(dswag.__all__)

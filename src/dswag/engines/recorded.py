@@ -18,7 +18,7 @@ _FORMAT = "dswag-answer"
 
 
 class Recorded:
-    """An engine that saves another engine's answers to `TrainTask`s, one file each, and uses saved ones the next time.
+    """An engine that saves another's answers to training tasks, one file each, and uses saved ones the next time.
 
     Saved and new answers are folded together in task order, so that a fold ends up with the same bits as if all answers
     were new. A file is used only for the task and payload that it answers. An answer that does not fit its task is not
