@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dswag.evaluation.reliability import Reliability, check_predictions, expected_calibration_error, reliability
+from dswag.evaluation.alignment import check_predictions
+from dswag.evaluation.reliability import Reliability, expected_calibration_error, reliability
 
 BINNINGS = ["equal-mass", "equal-width"]
 
@@ -184,10 +185,10 @@ LABELS = torch.tensor([0, 1])
 @pytest.mark.parametrize(
     ("probabilities", "targets", "message"),
     [
-        (GOOD[0], LABELS, r"probabilities must be floating with shape \[n, c\], got torch.float32 \[2\]"),
+        (GOOD[0, 0], LABELS, r"probabilities must be floating with shape \[n, c\], got torch.float32 \[\]"),
         (GOOD.long(), LABELS, r"probabilities must be floating .* got torch.int64"),
-        (GOOD, LABELS[:, None], r"targets must be int64 with shape \[n\], got torch.int64 \[2, 1\]"),
-        (GOOD, LABELS.float(), "targets must be int64 .* got torch.float32"),
+        (GOOD, LABELS[:, None], r"go with targets \[n\].*, got \[2, 2\] and \[2, 1\]"),
+        (GOOD, LABELS.float(), "targets must be whole numbers, got torch.float32"),
         (GOOD, LABELS[:1], "must pair up, got 2 rows and 1 targets"),
         (GOOD[:0], LABELS[:0], r"at least one example and one class, got shape \[0, 2\]"),
         (GOOD[:, :0], LABELS, r"at least one example and one class, got shape \[2, 0\]"),

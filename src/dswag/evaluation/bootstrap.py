@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
+from dswag.core.arrays import as_tensor
 from dswag.core.randomness import generator_for
+from dswag.evaluation.alignment import aligned
 from dswag.evaluation.reliability import Binning, Reliability, reliability
 
 RESAMPLES = 1000
@@ -43,7 +45,7 @@ def mean_interval(
     Raises:
         ValueError: no values.
     """
-    values = values.double()
+    values = as_tensor(values).double()
     return interval(lambda rows: float(values[rows].mean()), len(values), seed=seed, resamples=resamples, level=level)
 
 
@@ -67,7 +69,7 @@ def interval(
 
 def reliability_band(
     probabilities: Float[Tensor, "n c"],
-    targets: Int64[Tensor, "n"],
+    targets: Int[Tensor, "n"],
     *,
     bins: int = 20,
     binning: Binning = "equal-mass",
@@ -80,6 +82,7 @@ def reliability_band(
     Raises:
         ValueError: bins that a resample leaves empty, as equal-width bins may be, and what `reliability` raises.
     """
+    probabilities, targets = aligned(probabilities, targets)
     curve = reliability(probabilities, targets, bins=bins, binning=binning)
     gaps = []
     for rows in _resampled(len(targets), seed, resamples):

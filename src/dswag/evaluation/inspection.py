@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from dswag.evaluation.alignment import aligned
 from dswag.evaluation.metrics import nll_of_each
 
 
@@ -52,15 +53,16 @@ class Inspection:
 
 
 def inspect(
-    probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"], class_names: Sequence[str], *, shown: int = 10
+    probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n"], class_names: Sequence[str], *, shown: int = 10
 ) -> Inspection:
     """Scores of each class, and the most uncertain and the most confidently wrong examples, `shown` of each at most.
 
     Of equal ones the first come first.
 
     Raises:
-        ValueError: predictions that `check_predictions` refuses.
+        ValueError: predictions that `alignment.aligned` refuses.
     """
+    probabilities, targets = aligned(probabilities, targets)
     losses = nll_of_each(probabilities, targets)
     confidence, predicted = (values.cpu() for values in probabilities.max(1))
     targets = targets.cpu()

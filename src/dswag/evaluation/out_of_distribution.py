@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dswag.core.arrays import as_tensor
 
 
 class Uncertain(Protocol):
@@ -63,7 +65,7 @@ def auroc(inside: Float[Tensor, "n"], outside: Float[Tensor, "m"]) -> float:
     Raises:
         ValueError: scores that are no vectors, empty or NaN.
     """
-    _check(inside, outside)
+    inside, outside = _scores("inside", inside), _scores("outside", outside)
     values, place = torch.unique(torch.cat([inside.double(), outside.double()]), return_inverse=True)
     num_inside = place[: len(inside)].bincount(minlength=len(values)).double()
     num_outside = place[len(inside) :].bincount(minlength=len(values)).double()
@@ -79,7 +81,7 @@ def fpr_at_tpr(inside: Float[Tensor, "n"], outside: Float[Tensor, "m"], tpr: flo
     Raises:
         ValueError: scores that are no vectors, empty or NaN, or a `tpr` outside (0, 1].
     """
-    _check(inside, outside)
+    inside, outside = _scores("inside", inside), _scores("outside", outside)
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr must lie in (0, 1], got {tpr}")
     shares = torch.arange(1, len(inside) + 1, dtype=torch.float64) / len(inside)
@@ -87,9 +89,10 @@ def fpr_at_tpr(inside: Float[Tensor, "n"], outside: Float[Tensor, "m"], tpr: flo
     return int((outside <= threshold).sum()) / len(outside)
 
 
-def _check(inside: Tensor, outside: Tensor) -> None:
-    for name, scores in (("inside", inside), ("outside", outside)):
-        if scores.dim() != 1 or not len(scores):
-            raise ValueError(f"scores {name} must be a vector of at least one, got shape {list(scores.shape)}")
-        if scores.isnan().any():
-            raise ValueError(f"scores {name} must be free of NaN, got one at {int(scores.isnan().nonzero()[0])}")
+def _scores(name: str, values: Any) -> Tensor:
+    scores = as_tensor(values)
+    if scores.dim() != 1 or not len(scores):
+        raise ValueError(f"scores {name} must be a vector of at least one, got shape {list(scores.shape)}")
+    if scores.isnan().any():
+        raise ValueError(f"scores {name} must be free of NaN, got one at {int(scores.isnan().nonzero()[0])}")
+    return scores

@@ -4,15 +4,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int
 from torch import Tensor
+
+from dswag.evaluation.alignment import aligned
 
 Binning = Literal["equal-mass", "equal-width"]
 
 
 def reliability(
     probabilities: Float[Tensor, "n c"],
-    targets: Int64[Tensor, "n"],
+    targets: Int[Tensor, "n"],
     *,
     bins: int = 20,
     binning: Binning = "equal-mass",
@@ -30,10 +32,12 @@ def reliability(
 
     Means are taken in float64 over sorted examples: any order of the examples gives the same bits.
 
+    Takes predictions of every form that `alignment.aligned` does.
+
     Raises:
-        ValueError: fewer than one bin, an unknown binning, or predictions that `check_predictions` refuses.
+        ValueError: fewer than one bin, an unknown binning, or predictions that `aligned` refuses.
     """
-    check_predictions(probabilities, targets)
+    probabilities, targets = aligned(probabilities, targets)
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     confidence, predicted = probabilities.max(dim=1)
@@ -61,7 +65,7 @@ def reliability(
 
 def expected_calibration_error(
     probabilities: Float[Tensor, "n c"],
-    targets: Int64[Tensor, "n"],
+    targets: Int[Tensor, "n"],
     *,
     bins: int = 20,
     binning: Binning = "equal-mass",
@@ -72,43 +76,6 @@ def expected_calibration_error(
     """
     curve = reliability(probabilities, targets, bins=bins, binning=binning)
     return sum(n * abs(gap) for n, gap in zip(curve.count, curve.gap, strict=True)) / sum(curve.count)
-
-
-def check_predictions(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> None:
-    """Refuse what is not one distribution over classes and one class per example.
-
-    A row may miss the sum 1 by 1e-3, or by the spacing of its dtype at 1 where that is wider (bfloat16).
-
-    Raises:
-        ValueError: shapes or dtypes that do not fit, no example, probabilities that are NaN, negative or do not sum to
-            1, or targets out of range.
-    """
-    if probabilities.ndim != 2 or not probabilities.is_floating_point():
-        raise ValueError(
-            f"probabilities must be floating with shape [n, c], got {probabilities.dtype} {list(probabilities.shape)}"
-        )
-    if targets.ndim != 1 or targets.dtype != torch.int64:
-        raise ValueError(f"targets must be int64 with shape [n], got {targets.dtype} {list(targets.shape)}")
-    n, c = probabilities.shape
-    if len(targets) != n:
-        raise ValueError(f"probabilities and targets must pair up, got {n} rows and {len(targets)} targets")
-    if n == 0 or c == 0:
-        raise ValueError(f"probabilities must hold at least one example and one class, got shape {[n, c]}")
-    sums = probabilities.sum(dim=1, dtype=torch.promote_types(probabilities.dtype, torch.float32))
-    tolerance = max(1e-3, torch.finfo(probabilities.dtype).eps)
-    for wrong, expected in (
-        (sums.isnan(), "be free of NaN"),
-        (probabilities.amin(dim=1) < 0, "not be negative"),
-        ((sums - 1).abs() > tolerance, f"sum to 1 in every row (within {tolerance:.2g}); logits need a softmax first"),
-    ):
-        if wrong.any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"probabilities must {expected}: row {row} is {_shortened(probabilities[row])} with sum {sums[row]:.6g}"
-            )
-    if targets.amin() < 0 or targets.amax() >= c:
-        row = int(((targets < 0) | (targets >= c)).nonzero()[0])
-        raise ValueError(f"targets must lie in 0 to {c - 1} for {c} classes, got {int(targets[row])} in example {row}")
 
 
 @dataclass(frozen=True)
@@ -131,8 +98,3 @@ def _shared_among_ties(confidence: Float[Tensor, "n"], correct: Float[Tensor, "n
     _, group, size = torch.unique_consecutive(confidence, return_inverse=True, return_counts=True)
     shared: Tensor = group.bincount(correct) / size
     return shared[group]
-
-
-def _shortened(row: Float[Tensor, "c"]) -> str:
-    shown = ", ".join(f"{value:.4g}" for value in row[:5].tolist())
-    return f"[{shown}{', ...' if len(row) > 5 else ''}]"
