@@ -1,7 +1,7 @@
 """The short form: a model and its clients in, a posterior out."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import RoundSummary, collect, explore, synchronize
 from dswag.client.replica import Loss
 from dswag.config import Config
+from dswag.core.links import learned
 from dswag.core.parameters import Layout
 from dswag.engines.in_process import InProcess
 from dswag.federation.contract import Engine
@@ -89,6 +90,9 @@ def train(
         theta = done.theta
         history.append(done.summary())
     posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.posterior()
+    said = getattr(engine, "loss", None)
+    if said is not None:
+        posterior = replace(posterior, link=learned(said))
     if config.calibrate:
         posterior = calibrate(engine, posterior, config)
     return Run(config, theta, posterior, tuple(history), engine)

@@ -1,54 +1,27 @@
 """Algorithm 2, Distributed SWAG testing: Bayesian model averaging; `# l.` names the lines of the paper."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from dswag.algorithms.predictive import Average, Reading
+from dswag.algorithms.predictive import Predictive as Predictive
 from dswag.client import batch_norm
 from dswag.client.replica import Workspace
+from dswag.core.links import Link
 from dswag.core.parameters import Layout, parameters
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.batches import groups
-from dswag.evaluation.temperature import temper
 from dswag.federation.contract import Draws, Engine, Kind, Payload, Precision
 from dswag.posterior.combining import MixturePosterior
 from dswag.posterior.gaussian import GaussianPosterior
 
 Posterior = GaussianPosterior | MixturePosterior
-
-
-@dataclass(frozen=True, eq=False)
-class Predictive:
-    """The predictive distribution of each example, and its uncertainty. Entropies are in nats."""
-
-    probabilities: Float[Tensor, "n c"]
-    """Mean over the draws, p(y*|Data), tempered where the posterior has a temperature."""
-    expected_entropy: Float[Tensor, "n"]
-    """Mean entropy of the single draws: the uncertainty that would remain if the weights were known."""
-    mutual_information: Float[Tensor, "n"]
-    """Entropy of the draws' mean minus the mean of their entropies, at least 0: how much the draws disagree."""
-    variance: Float[Tensor, "n c"]
-    """Variance of each probability over the draws (divided by S), before tempering."""
-
-    @property
-    def entropy(self) -> Float[Tensor, "n"]:
-        """Entropy of the probabilities, between 0 and ln c: the total uncertainty.
-
-        It is the sum of the expected entropy and the mutual information, unless the probabilities were tempered.
-        """
-        return _entropy(self.probabilities)
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Its four tensors, each with a row for every example."""
-        return self.probabilities, self.expected_entropy, self.mutual_information, self.variance
-
-    def tempered(self, temperature: float) -> "Predictive":
-        """The same with softer (temperature above 1) or sharper (below 1) probabilities."""
-        return replace(self, probabilities=temper(self.probabilities, temperature))
 
 
 def predictive(
@@ -64,11 +37,14 @@ def predictive(
     batch_norm_examples: int | None = None,
     precision: Precision = "float32",
     batch_size: int = 128,
+    link: Link | None = None,
+    class_axis: int | None = None,
 ) -> Predictive:
     """Algorithm 2: the average over draws from the posterior of what the model predicts with them.
 
     Args:
-        model: gives logits [b, c]; it is copied, not changed.
+        model: gives logits: of classes [b, c], [b, t, c] or [b, c, h, w], or of yes-or-no labels; it is copied, not
+            changed.
         posterior: over the model's parameters, or a subset of them; the rest stays as it is in the model.
         inputs: a tensor or NumPy array [n, ...]; a Dataset of inputs or of (input, target) pairs; or an iterable of
             batches of either, such as a DataLoader. Of all but the first only a few batches are held at a time.
@@ -83,12 +59,19 @@ def predictive(
             None.
         precision: of the forward passes, those for BatchNorm statistics included.
         batch_size: of the forward passes over inputs that are not batches already.
+        link: "softmax" for classes that exclude one another, "sigmoid" if every output is the logit of a yes-or-no
+            label of its own. If None, as the loss of training implies (`posterior.link`); where that is not known,
+            several outputs are logits of classes.
+        class_axis: of a softmax; if None, that of the loss where it is PyTorch's cross entropy, otherwise the last of
+            [b, c] and [b, t, c], and axis 1 of [b, c, h, w].
 
     Raises:
         TypeError: no posterior, or inputs of another kind.
-        ValueError: a posterior for another model, BatchNorm layers without an engine, outputs that are no logits of
-            classes [b, c], or no inputs.
+        ValueError: a posterior for another model, BatchNorm layers without an engine, outputs that are no logits or
+            whose link is not known, or no inputs.
+        FloatingPointError: a draw whose outputs are not finite, named.
     """
+    reading = _reading(posterior, engine, link, class_axis)
     members = draws_of(
         model,
         posterior,
@@ -100,7 +83,8 @@ def predictive(
         batch_norm_examples=batch_norm_examples,
         precision=precision,
     )  # l. 2-3
-    return average(model, members, inputs, batch_size=batch_size).tempered(posterior.temperature)  # l. 1, 4-6
+    averages = average(model, members, inputs, reading=reading, batch_size=batch_size)  # l. 1, 4-6
+    return averages.tempered(posterior.temperature)
 
 
 def predict(
@@ -116,6 +100,8 @@ def predictive_stream(
     inputs: Tensor | Iterable[Any],
     *,
     batch_size: int = 128,
+    link: Link | None = None,
+    class_axis: int | None = None,
     **options: Any,
 ) -> Iterator[Predictive]:
     """The predictive distribution of one batch after another, with only a few of them in memory.
@@ -124,10 +110,11 @@ def predictive_stream(
     each such group. Keeping the draws would take memory for S times θ, and iterating over the batches once for each
     draw would need a source that yields the same batches every time, as a shuffled loader does not.
     """
+    reading = _reading(posterior, options.get("engine"), link, class_axis)
     members = draws_of(model, posterior, **options)
     return (
-        Predictive(*of_batch).tempered(posterior.temperature)
-        for averages, sizes in _averages(model, members, inputs, batch_size)
+        Predictive(*of_batch, class_axis=averages.class_axis).tempered(posterior.temperature)
+        for averages, sizes in _averages(model, members, inputs, batch_size, reading)
         for of_batch in zip(*(torch.split(tensor, sizes) for tensor in averages.tensors()), strict=True)
     )
 
@@ -142,15 +129,19 @@ def ensemble(
     batch_norm_examples: int | None = None,
     precision: Precision = "float32",
     batch_size: int = 128,
+    link: Link | None = None,
+    class_axis: int | None = None,
 ) -> Predictive:
     """The average of what the model predicts with each of the given weights, their BatchNorm statistics refreshed.
 
-    The weights are those of the parameters in `layout`; of all trainable ones if None.
+    The weights are those of the parameters in `layout`; of all trainable ones if None. `link` and `class_axis` are
+    those of `predictive`.
     """
+    reading = Reading.of(link, class_axis, loss=getattr(engine, "loss", None))
     members = members_of(
         model, thetas, engine=engine, layout=layout, batch_norm_examples=batch_norm_examples, precision=precision
     )
-    return average(model, members, inputs, batch_size=batch_size)
+    return average(model, members, inputs, reading=reading, batch_size=batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +153,8 @@ class Members:
     payload: Callable[[int], Payload]
     precision: Precision = "float32"
     """Of the passes that predict with them."""
+    name: str = "member"
+    """What errors call one of them, before its number."""
 
 
 def draws_of(
@@ -180,7 +173,7 @@ def draws_of(
     layout = _layout(model, posterior)
     if kind == "mean":
         (statistics,) = _refresh(model, {"theta": posterior.mean}, engine, batch_norm_examples, precision)
-        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics}, precision)
+        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics}, precision, "mean")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
 
@@ -198,7 +191,7 @@ def draws_of(
     def payload(i: int) -> Payload:
         return {"theta": draw(i), **refreshed[i]}  # l. 3
 
-    return Members(layout, samples, payload, precision)
+    return Members(layout, samples, payload, precision, f"seed {seed}, draw")
 
 
 def members_of(
@@ -219,32 +212,61 @@ def members_of(
     return Members(layout or Layout.of(model), len(thetas), payload, precision)
 
 
-def average(model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], *, batch_size: int = 128) -> Predictive:
-    """Lines 4 to 6: the average over the members of what the model predicts with them."""
-    averages = _averages(model, members, inputs, batch_size)
-    return Predictive(*map(torch.cat, zip(*(each.tensors() for each, _ in averages), strict=True)))
+def average(
+    model: nn.Module,
+    members: Members,
+    inputs: Tensor | Iterable[Any],
+    *,
+    reading: Reading = Reading(),  # noqa: B008, it is frozen
+    batch_size: int = 128,
+) -> Predictive:
+    """Lines 4 to 6: the average over the members of what the model predicts with them.
+
+    Raises:
+        ValueError: batches whose outputs differ in shape, as those of texts of several lengths.
+    """
+    averages = [each for each, _ in _averages(model, members, inputs, batch_size, reading)]
+    shapes = {each.probabilities.shape[1:] for each in averages}
+    if len(shapes) > 1:
+        found = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
+        raise ValueError(
+            f"outputs of all batches must have one shape to be put together, got {found} beside the batch: use "
+            "dswag.predictive_stream, which yields batch after batch"
+        )
+    joined = map(torch.cat, zip(*(each.tensors() for each in averages), strict=True))
+    return Predictive(*joined, class_axis=averages[0].class_axis)
 
 
 def _averages(
-    model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], batch_size: int
+    model: nn.Module, members: Members, inputs: Tensor | Iterable[Any], batch_size: int, reading: Reading
 ) -> Iterator[tuple[Predictive, list[int]]]:
-    """Lines 4 to 6 for a few batches at a time: averages over the members, in their order; and the batches' sizes."""
-    for outcomes in outputs(model, members, inputs, batch_size, lambda logits: (_probabilities(logits),)):
-        # a number on the CPU goes with tensors of any device, whatever the default one is
-        total = total_entropy = squares = torch.zeros((), dtype=torch.float64, device="cpu")
-        sizes: list[int] = []
-        for parts in outcomes:
-            sizes = [len(part) for (part,) in parts]
-            probabilities = torch.cat([part for (part,) in parts])
-            total = total + probabilities  # l. 4
-            total_entropy = total_entropy + _entropy(probabilities)
-            squares = squares + probabilities.square()
-        mean, expected_entropy = total / members.count, total_entropy / members.count
-        # differences of nearly equal numbers where draws agree: float32 would leave none of their digits
-        variance = (squares / members.count - mean.square()).clamp_min(0)
-        mutual_information = (_entropy(mean) - expected_entropy).clamp_min(0)
-        averages = (mean, expected_entropy, mutual_information, variance)
-        yield Predictive(*(average.float() for average in averages)), sizes  # l. 6
+    """Lines 4 to 6: averages over the members, in their order, for a few batches at a time; and the batches' sizes."""
+    for outcomes in outputs(model, members, inputs, batch_size, lambda output: (reading.probabilities(output),)):
+        averages: list[Average] = []
+        for number, parts in enumerate(outcomes):
+            blocks = _blocks([part for (part,) in parts])
+            averages = averages or [Average(reading.axis(block[0].dim())) for block in blocks]
+            for average, block in zip(averages, blocks, strict=True):
+                probabilities = torch.cat(block)
+                _check_finite(probabilities, number, members)
+                average.add(probabilities)
+        for average, block in zip(averages, blocks, strict=True):
+            yield average.result(), [len(part) for part in block]
+
+
+def _blocks(parts: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Batches that follow one another and have one shape beside their size, to be averaged at once."""
+    return [list(group) for _, group in groupby(parts, lambda part: part.shape[1:])]
+
+
+def _check_finite(values: Tensor, number: int, members: Members) -> None:
+    if not torch.isfinite(values.sum()):
+        broken = ~torch.isfinite(values)
+        rows = broken.flatten(1).any(1) if broken.dim() > 1 else broken
+        raise FloatingPointError(
+            f"{members.name} {number} gives outputs that are not finite for {int(rows.sum())} of {len(rows)} examples: "
+            "look for NaN in the inputs; if they are fine, predict in float32 (model.float()), or with a smaller scale"
+        )
 
 
 def outputs(
@@ -272,6 +294,11 @@ def outputs(
     for batches in groups(inputs, batch_size):  # they share the cost of making the draws
         yield of_members(batches)
         del batches  # before the next are read
+
+
+def _reading(posterior: Posterior, engine: Engine | None, link: Link | None, class_axis: int | None) -> Reading:
+    known = getattr(posterior, "link", None)
+    return Reading.of(link, class_axis, known=known, loss=getattr(engine, "loss", None))
 
 
 def _layout(model: nn.Module, posterior: Posterior) -> Layout:
@@ -304,23 +331,3 @@ def _refresh(
         )
     seed, asked = (0, ()) if draws is None else (draws.seed, (draws,))
     return batch_norm.refresh(engine, payload, seed=seed, max_examples=max_examples, draws=asked, precision=precision)
-
-
-def _probabilities(logits: Any) -> Float64[Tensor, "b c"]:
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        found = f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(
-            f"the model must return logits [b, c] to predict classes, got {found}: average other outputs over "
-            "posterior.sampled(model, seed=0, number=i)"
-        )
-    if logits.shape[1] == 1:
-        raise ValueError(
-            "the model must return a logit for each class, got one in all, whose probability would always be 1: "
-            "give two classes two outputs, and for a regression use dswag.regression"
-        )
-    return logits.double().softmax(1)
-
-
-def _entropy(probabilities: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:
-    entropy: Tensor = torch.special.entr(probabilities).sum(1)
-    return entropy

@@ -67,6 +67,11 @@ class Distributed:
         """W."""
         return self._local.num_clients
 
+    @property
+    def loss(self) -> Loss:
+        """The loss that clients train with."""
+        return self._local.loss
+
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered, with the same content on all ranks.
 

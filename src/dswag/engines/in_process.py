@@ -72,6 +72,11 @@ class InProcess:
         """W."""
         return len(self._clients)
 
+    @property
+    def loss(self) -> Loss:
+        """The loss that clients train with."""
+        return self._workspaces[0].loss
+
     def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
         """The fold after every task's client answered and the fold took the answers in, in task order.
 

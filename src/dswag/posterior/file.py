@@ -31,6 +31,7 @@ def metadata(
     within_scale: float,
     between_scale: float,
     temperature: float,
+    link: str | None,
 ) -> dict[str, str]:
     """What goes into the file beside the tensors; floats to the last bit, and a fingerprint of everything."""
     described = {
@@ -41,6 +42,7 @@ def metadata(
         "within_scale": repr(within_scale),
         "between_scale": repr(between_scale),
         "temperature": repr(temperature),
+        "link": json.dumps(link),
         "layout": json.dumps(None if layout is None else [layout.names, layout.shapes]),
     }
     return {**described, "fingerprint": _fingerprint(tensors, described)}
@@ -71,6 +73,7 @@ def read(
                 within_scale=float(described["within_scale"]),
                 between_scale=float(described["between_scale"]),
                 temperature=float(described["temperature"]),
+                link=json.loads(described["link"]),
             )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, PosteriorFileError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dswag.core.atomic_files import replacing, save_tensors
 from dswag.core.choices import check_choice
+from dswag.core.links import Learned
 from dswag.core.parameters import Layout, Selection
 from dswag.federation.contract import Draws, Kind
 from dswag.posterior import density, file, sampling
@@ -50,6 +51,8 @@ class GaussianPosterior:
     between_scale: float = 1.0
     temperature: float = 1.0
     """What logits are divided by when class probabilities are predicted."""
+    link: Learned | None = None
+    """What the loss of training says about the model's outputs (`core.links`); None if nobody looked."""
 
     def __post_init__(self) -> None:
         d = len(self.mean)
@@ -70,6 +73,8 @@ class GaussianPosterior:
                 raise ValueError(f"the posterior's {name} must be finite, got NaN or infinity")
         if (self.variance < 0).any():
             raise ValueError("the posterior's variance must not be negative")
+        if self.link is not None:
+            check_choice("link", self.link, get_args(Learned))
         for name in ("within_scale", "between_scale", "temperature"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0) or (name == "temperature" and value == 0):
@@ -312,6 +317,7 @@ class GaussianPosterior:
             within_scale=self.within_scale,
             between_scale=self.between_scale,
             temperature=self.temperature,
+            link=self.link,
         )
         with replacing(Path(path)) as temporary:
             save_tensors(temporary, tensors, described)

@@ -24,7 +24,7 @@ def checked(posteriors: Sequence[GaussianPosterior]) -> tuple[GaussianPosterior,
     """The posteriors, if they can be combined.
 
     Raises:
-        ValueError: there are none, or they differ in parameters, dtype, device or temperature.
+        ValueError: there are none, or they differ in parameters, dtype, device, temperature or link.
     """
     if not len(posteriors):
         raise ValueError("there are no posteriors to combine: give one for each client")
@@ -44,11 +44,13 @@ def checked(posteriors: Sequence[GaussianPosterior]) -> tuple[GaussianPosterior,
             own, others = getattr(posterior.mean, name), getattr(first.mean, name)
             if own != others:
                 raise ValueError(f"all posteriors must have one {name}, got {own} for posterior {client} and {others}")
-        if posterior.temperature != first.temperature:
-            raise ValueError(
-                f"all posteriors must have one temperature, got {posterior.temperature} for posterior {client} and "
-                f"{first.temperature}: set it with dataclasses.replace(posterior, temperature=...)"
-            )
+        for name in ("temperature", "link"):
+            own, others = getattr(posterior, name), getattr(first, name)
+            if own != others:
+                raise ValueError(
+                    f"all posteriors must have one {name}, got {own} for posterior {client} and {others}: "
+                    f"set it with dataclasses.replace(posterior, {name}=...)"
+                )
     return tuple(posteriors)
 
 

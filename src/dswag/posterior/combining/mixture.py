@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from dswag.core.links import Learned
 from dswag.core.parameters import Layout
 from dswag.core.randomness import generator_for
 from dswag.federation.contract import Draws, Kind
@@ -26,7 +27,7 @@ class MixturePosterior:
         weights: w_c up to a factor; the clients' snapshot counts if None.
 
     Raises:
-        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; impossible weights.
+        ValueError: no posteriors, or some that `clients.checked` refuses; impossible weights.
     """
 
     def __init__(self, components: Sequence[GaussianPosterior], weights: Weights | None = None) -> None:
@@ -52,6 +53,11 @@ class MixturePosterior:
     def temperature(self) -> float:
         """What predictions are tempered with: that of every component."""
         return self.components[0].temperature
+
+    @property
+    def link(self) -> Learned | None:
+        """What the loss of training says about the model's outputs: that of every component."""
+        return self.components[0].link
 
     def sample(
         self, seed: int, n: int = 1, *, first: int = 0, kind: Kind = "swag", scale: float = 1.0

@@ -45,7 +45,7 @@ def pooled(
         rank: largest number of columns of the result; 0 for none.
 
     Raises:
-        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; impossible weights;
+        ValueError: no posteriors, or some that `clients.checked` refuses; impossible weights;
             a rank of 1 or below 0; a count that is not known; columns of some clients but not of all.
     """
     if rank < 0 or rank == 1:
@@ -68,6 +68,7 @@ def pooled(
         variance_within=within if spread else None,
         deviations_within=deviations_within if spread else None,
         temperature=clients[0].temperature,
+        link=clients[0].link,
     )
 
 

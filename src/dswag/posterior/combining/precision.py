@@ -27,7 +27,7 @@ def product(
             be it only a rounding error, decides alone.
 
     Raises:
-        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; without a floor,
+        ValueError: no posteriors, or some that `clients.checked` refuses; without a floor,
             variances of zero, or so small that draws equal the mean in this dtype; a prior that is narrower than the
             posteriors, which then cannot contain it.
     """
@@ -60,6 +60,7 @@ def product(
         count=sum(client.count for client in clients),
         layout=layout_of(clients),
         temperature=clients[0].temperature,
+        link=clients[0].link,
     )
 
 

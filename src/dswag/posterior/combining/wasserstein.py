@@ -52,7 +52,7 @@ def wasserstein_median(
         max_iterations: of Weiszfeld's algorithm.
 
     Raises:
-        ValueError: no posteriors, or some that differ in parameters, dtype, device or temperature; impossible weights;
+        ValueError: no posteriors, or some that `clients.checked` refuses; impossible weights;
             NaN or infinity, or distances that overflow; no smoothing or tolerance.
         RuntimeError: no convergence in so many iterations.
     """
@@ -128,4 +128,5 @@ def _barycenter(
         count=sum(client.count for client in clients),
         layout=layout_of(clients),
         temperature=clients[0].temperature,
+        link=clients[0].link,
     )
