@@ -38,6 +38,7 @@ clean:
 	rm -rf $(VENV) runs dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/core.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dswag needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..., say" % sys.version_info[:2])'
 	@echo "Setting up $(VENV), which takes about two minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet "pip>=25.1"

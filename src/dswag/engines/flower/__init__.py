@@ -1,10 +1,7 @@
 """The Flower engine: clients on the nodes of a federation, or simulated on one machine."""
 
-import os
 from importlib.util import find_spec
 
-# Flower reads this when it is imported, and reports to its makers unless told not to.
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 if find_spec("flwr") is None:
     raise ImportError("the Flower engine needs flwr: pip install 'dswag[flower]'")
 
@@ -15,3 +12,6 @@ from dswag.engines.flower.client import Node as Node
 from dswag.engines.flower.client import client_app as client_app
 from dswag.engines.flower.server import Flower as Flower
 from dswag.engines.flower.simulation import simulate as simulate
+from dswag.engines.flower.telemetry import switch_off
+
+switch_off()
