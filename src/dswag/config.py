@@ -54,7 +54,7 @@ class Config:
     """Robust rules: clients of an exchange that may be malicious (f), as a number or a fraction."""
     clip_update: Rate | None = None
     """Robust rules: norm to which a client's step from θ is shortened in phase 1; no limit if not given."""
-    server_optimizer: Literal["plain", "momentum", "adagrad", "yogi", "adam"] = "plain"
+    server_optimizer: Literal["plain", "momentum", "nesterov", "adagrad", "yogi", "adam"] = "plain"
     """Server update: optimizer that takes the step from θ to the clients' aggregate; plain goes there directly."""
     server_learning_rate: Rate = 1.0
     """Server update: learning rate (η); small, such as 0.01, for the adaptive optimizers."""

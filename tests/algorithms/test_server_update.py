@@ -15,6 +15,7 @@ from dswag.core.randomness import generator_for
 SETTINGS = {
     "plain": {"server_learning_rate": 0.7},
     "momentum": {"server_learning_rate": 0.3, "server_momentum": 0.8},
+    "nesterov": {"server_learning_rate": 0.3, "server_momentum": 0.8},
     "adagrad": {"server_learning_rate": 0.05, "server_momentum": 0.6, "server_epsilon": 0.1},
     "yogi": {
         "server_learning_rate": 0.05,
@@ -52,6 +53,9 @@ def slow_path(optimizer, theta, aggregates, config):
         elif optimizer == "momentum":
             m = beta1 * m + delta
             theta = theta + eta * m
+        elif optimizer == "nesterov":
+            m = beta1 * m + delta
+            theta = theta + eta * (delta + beta1 * m)
         else:
             m = beta1 * m + (1 - beta1) * delta
             if optimizer == "adagrad":
@@ -102,6 +106,18 @@ def test_plain_with_a_rate_of_one_is_the_aggregate_bit_for_bit():
     assert state.second_moment is None
 
 
+def test_nesterov_is_that_of_torch():
+    config = config_for("nesterov", server_learning_rate=0.7, server_momentum=0.9)
+    theirs = torch.nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+    optimizer = torch.optim.SGD([theirs], lr=0.7, momentum=0.9, nesterov=True)
+    ours = Server(theirs.detach().clone())
+    for aggregate in aggregates():
+        theirs.grad = theirs.detach() - aggregate
+        optimizer.step()
+        ours = server_update.step(ours, aggregate, config)
+        torch.testing.assert_close(ours.theta, theirs.detach(), rtol=1e-13, atol=1e-14)
+
+
 @each_optimizer
 def test_where_the_clients_stay_the_server_stays(optimizer):
     theta = torch.randn(9, generator=generator_for(2))
@@ -129,6 +145,7 @@ def test_a_run_resumed_in_the_middle_gives_the_same_bits(optimizer, make_model, 
 SENSIBLE = {
     "plain": {},
     "momentum": {"server_learning_rate": 0.3},
+    "nesterov": {"server_learning_rate": 0.3},
     "adagrad": {"server_learning_rate": 0.03, "server_momentum": 0.0},
     "yogi": {"server_learning_rate": 0.01},
     "adam": {"server_learning_rate": 0.01},

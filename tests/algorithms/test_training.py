@@ -287,7 +287,7 @@ def test_labels_out_of_range_are_named(make_model):
 # Resuming, faults and divergence
 
 
-@pytest.mark.parametrize("server_optimizer", ["plain", "momentum", "adagrad", "yogi", "adam"])
+@pytest.mark.parametrize("server_optimizer", ["plain", "momentum", "nesterov", "adagrad", "yogi", "adam"])
 def test_a_loop_that_goes_on_from_any_round_gives_the_same(make_model, make_clients, server_optimizer):
     config = Config(**SETTINGS, server_optimizer=server_optimizer)
     model, engine = make_model(), InProcess(make_model(), make_clients(SIZES))

@@ -39,6 +39,7 @@ def step(server: Server, aggregate: Float[Tensor, "d"], config: Config) -> Serve
 
     With Δ = aggregate - θ_t, β₁ and β₂ the server's momenta, η its rate and τ its epsilon:
     "momentum" m = β₁ m + Δ, θ + η m (FedAvgM, Hsu et al. 2019);
+    "nesterov" m the same, θ + η (Δ + β₁ m), as `torch.optim.SGD` has it (DiLoCo, Douillard et al. 2023, Algorithm 1);
     "adagrad", "yogi" and "adam" m = β₁ m + (1 - β₁) Δ, θ + η m / (√v + τ) with v from τ² and
     v + Δ², v - (1 - β₂) Δ² sign(v - Δ²) and β₂ v + (1 - β₂) Δ² (Reddi et al. 2021, Algorithm 2, lines 10 to 14).
     """
@@ -48,9 +49,10 @@ def step(server: Server, aggregate: Float[Tensor, "d"], config: Config) -> Serve
         theta = aggregate if rate == 1 else server.theta.lerp(aggregate, rate)
         return replace(done, theta=theta)
     delta = aggregate - server.theta
-    if config.server_optimizer == "momentum":
+    if config.server_optimizer in ("momentum", "nesterov"):
         m = delta if server.momentum is None else delta.add(server.momentum, alpha=beta1)
-        return replace(done, theta=server.theta.add(m, alpha=rate), momentum=m)
+        direction = m if config.server_optimizer == "momentum" else delta.add(m, alpha=beta1)
+        return replace(done, theta=server.theta.add(direction, alpha=rate), momentum=m)
     square, tau = delta.square(), config.server_epsilon
     v = square.new_full(square.shape, tau**2) if server.second_moment is None else server.second_moment
     match config.server_optimizer:
