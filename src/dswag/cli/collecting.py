@@ -1,10 +1,17 @@
 """The command `collect`: a posterior of checkpoints, without a run."""
 
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
 from dswag.cli import console
 from dswag.cli.options import Collect
 from dswag.cli.outputs import to_json, writing
 from dswag.config import ConfigError
-from dswag.posterior.collectors.checkpoint_files import checkpoint_files, contents, moments_from_files
+from dswag.core.atomic_files import remove_leftovers
+from dswag.posterior.collectors.checkpoint_files import Contents, checkpoint_files, moments_from_files
 
 _NAMES = 6
 
@@ -25,27 +32,69 @@ def collect(options: Collect) -> None:
         raise ConfigError(f"{options.output} is one of the checkpoints: choose another output")
     if not options.output.parent.is_dir():
         raise ConfigError(f"{options.output} cannot be written: {options.output.parent} is no folder")
-    left_out = contents(files[0], key=options.key, prefix=options.prefix).left_out
-    if left_out:
-        more = "" if len(left_out) <= _NAMES else f" and {len(left_out) - _NAMES} more"
-        console.say(f"left out: {', '.join(left_out[:_NAMES])}{more}")
+    told: list[Contents] = []
     with console.display() as display:
-        display.begin("checkpoint", len(files))
+
+        def found(contents: Contents) -> None:
+            told.append(contents)
+            _say(contents)
+            if len(contents.files) < 2:
+                raise ConfigError(f"a posterior needs at least 2 checkpoints, got {len(contents.files)}")
+            display.begin("checkpoint", len(contents.files))
+
         moments = moments_from_files(
             files,
             rank=options.rank,
             columns=options.columns,
             key=options.key,
             prefix=options.prefix,
-            taken_in=lambda path: display.advance(path.name),
+            found=found,
+            taken_in=lambda path: display.advance(_name(path, files)),
         )
     posterior = moments.posterior()
-    with writing(options.output):
+    remove_leftovers(options.output)
+    with writing(options.output), _ending_when_told():
         posterior.save(options.output)
     columns, parameters = posterior.deviations.shape
     if options.json:
-        found = {"checkpoints": posterior.count, "parameters": parameters, "columns": columns, "left_out": left_out}
-        console.emit(to_json({"posterior": str(options.output), **found}))
+        made_of = {"checkpoints": posterior.count, "parameters": parameters, "columns": columns}
+        console.emit(to_json({"posterior": str(options.output), **made_of, "left_out": told[0].left_out}))
     else:
-        made_of = f"{posterior.count} checkpoints, {parameters:,} parameters, {columns} columns"
-        console.emit(f"posterior of {made_of}: {options.output}")
+        what = f"{posterior.count} checkpoints, {parameters:,} parameters, {columns} columns"
+        console.emit(f"posterior of {what}: {options.output}")
+
+
+def _say(contents: Contents) -> None:
+    """What was found, and does not count."""
+    if contents.averaged:
+        console.say("training averaged its weights: the current ones are taken, not the averages beside them")
+    for path in contents.averages:
+        console.say(f"left out: {path}, which holds an average of the weights that training went through")
+    for path, other in contents.copies.items():
+        console.say(f"left out: {path}, which holds the same weights as {other}")
+    others = [name for name in contents.left_out if name not in contents.unchanged]
+    if others:
+        console.say(f"left out: {_first(others)}")
+    if contents.unchanged:
+        console.say(f"left out, as the same in all files, so frozen or no weights: {_first(contents.unchanged)}")
+
+
+def _first(names: Sequence[str]) -> str:
+    more = "" if len(names) <= _NAMES else f" and {len(names) - _NAMES} more"
+    return f"{', '.join(names[:_NAMES])}{more}"
+
+
+def _name(path: Path, files: Sequence[Path]) -> str:
+    """What tells a file from the others: its name, or where that is the same in all folders, the folder's too."""
+    alone = len({file.name for file in files}) == len(files)
+    return path.name if alone else f"{path.parent.name}/{path.name}"
+
+
+@contextmanager
+def _ending_when_told() -> Iterator[None]:
+    """A process that is told to end within does so as after an error, so that it leaves nothing half written."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

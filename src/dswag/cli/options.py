@@ -184,7 +184,7 @@ class Collect:
     """Make a posterior from checkpoints of any model; each of them is one snapshot of its weights."""
 
     files: Annotated[Positional[tuple[Path, ...]], arg(metavar="FILE ...", help_behavior_hint="(two or more)")]
-    """Checkpoints in order, .safetensors, .pt, .pth or .ckpt, or folders of them, taken in natural order."""
+    """Checkpoints in order (.safetensors, .pt, .pth, .ckpt, .bin), or folders of them, taken in natural order."""
     output: Annotated[Path, arg(aliases=("-o",), metavar="FILE")]
     """File to write; its name must end in .safetensors."""
     rank: int = 20

@@ -39,7 +39,8 @@ class Layout:
         """
         if not isinstance(module, nn.Module):
             raise TypeError(f"the model must be an instance of nn.Module, got {_named(module)}")
-        trainable = {name: p for name, p in unwrapped(module).named_parameters() if p.requires_grad}
+        named = unwrapped(module).named_parameters()
+        trainable = {unwrapped_name(name): parameter for name, parameter in named if parameter.requires_grad}
         if not trainable:
             raise ValueError(
                 f"{type(module).__name__} has no trainable parameters: there is no θ to train; "
@@ -132,7 +133,10 @@ class Layout:
             raise ValueError(f"θ must have shape [{self.d}] for these parameters, got {list(theta.shape)}")
 
     def _select(self, source: nn.Module | Mapping[str, Tensor]) -> list[Tensor]:
-        found = parameters(source) if isinstance(source, nn.Module) else source
+        if isinstance(source, nn.Module):
+            found: Mapping[str, Tensor] = parameters(source)
+        else:
+            found = {unwrapped_name(name): tensor for name, tensor in source.items()}
         missing = [name for name in self.names if name not in found]
         if missing:
             raise ValueError(
@@ -154,9 +158,15 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
+def unwrapped_name(name: str) -> str:
+    """A name without the words that torch.compile puts where a part of a model was compiled."""
+    return ".".join(word for word in name.split(".") if word != "_orig_mod")
+
+
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters of a module by name, tied ones under each of theirs."""
-    return dict(unwrapped(module).named_parameters(remove_duplicate=False))
+    named = unwrapped(module).named_parameters(remove_duplicate=False)
+    return {unwrapped_name(name): parameter for name, parameter in named}
 
 
 def _check_real(name: str, parameter: nn.Parameter) -> None:
