@@ -210,6 +210,14 @@ def test_draws_whose_outputs_are_not_finite_are_named():
         dswag.predict(linear(3), around(linear(3)), broken)
 
 
+def test_draws_of_a_regression_that_are_not_finite_are_named():
+    model = linear(1)
+    broken = inputs()
+    broken[2] = torch.inf
+    with pytest.raises(FloatingPointError, match="seed 0, draw 0 gives outputs that are not finite for 1 of 9"):
+        dswag.regression(model, around(model), broken, noise=0.1)
+
+
 def test_classes_that_are_ruled_out_have_probability_0():
     class Masked(nn.Linear):
         def forward(self, x):

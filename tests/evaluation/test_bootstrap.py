@@ -1,5 +1,8 @@
 """The bootstrap against its closed form for means, SciPy, and intervals whose truth is known."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -36,6 +39,41 @@ def test_interval_agrees_with_scipy_for_a_statistic_that_is_no_mean():
     ordered = values.sort().values.tolist()
     for ours, other in ((found.low, theirs.low), (found.high, theirs.high)):
         assert abs(ordered.index(min(ordered, key=lambda v: abs(v - ours))) - ordered.index(other)) <= 1
+
+
+@pytest.mark.parametrize("skew", [1, 4])
+def test_the_bca_interval_of_the_same_resamples_is_that_of_scipy(skew):
+    """Efron's corrections, on replicates that SciPy is given: skewed values, and a statistic that is biased."""
+    values = torch.rand(50, generator=generator_for(7), dtype=torch.float64) ** skew
+
+    def spread(rows):
+        return float(values[rows].std(correction=0))
+
+    replicates = []
+
+    def recorded(rows):
+        replicates.append(spread(rows))
+        return replicates[-1]
+
+    found = interval(recorded, 50, seed=3, resamples=500, level=0.9, method="bca")
+    theirs = stats.bootstrap(
+        (values.numpy(),),
+        lambda sample, axis: sample.std(axis),
+        n_resamples=0,
+        bootstrap_result=SimpleNamespace(bootstrap_distribution=np.array(replicates[:500])),
+        confidence_level=0.9,
+        method="BCa",
+    ).confidence_interval
+    plain = interval(spread, 50, seed=3, resamples=500, level=0.9)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), rel=1e-6)
+    assert (found.low, found.high) != pytest.approx((plain.low, plain.high), rel=1e-3)
+
+
+def test_the_bca_interval_of_values_that_do_not_vary_is_a_point():
+    found = mean_interval(torch.ones(10), seed=0, resamples=50, method="bca")
+    assert (found.low, found.high) == (1, 1)
+    with pytest.raises(ValueError, match="method must be one of percentile, bca, got 'basic'"):
+        mean_interval(torch.ones(10), seed=0, method="basic")
 
 
 def test_pairing_sees_a_difference_that_two_intervals_hide():

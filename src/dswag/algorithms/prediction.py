@@ -248,7 +248,7 @@ def _averages(
             averages = averages or [Average(reading.axis(block[0].dim())) for block in blocks]
             for average, block in zip(averages, blocks, strict=True):
                 probabilities = torch.cat(block)
-                _check_finite(probabilities, number, members)
+                check_finite(probabilities, number, members)
                 average.add(probabilities)
         for average, block in zip(averages, blocks, strict=True):
             yield average.result(), [len(part) for part in block]
@@ -259,7 +259,8 @@ def _blocks(parts: Sequence[Tensor]) -> list[list[Tensor]]:
     return [list(group) for _, group in groupby(parts, lambda part: part.shape[1:])]
 
 
-def _check_finite(values: Tensor, number: int, members: Members) -> None:
+def check_finite(values: Tensor, number: int, members: Members) -> None:
+    """Raises FloatingPointError, with the member's name, where one of its numbers is NaN or infinite."""
     if not torch.isfinite(values.sum()):
         broken = ~torch.isfinite(values)
         rows = broken.flatten(1).any(1) if broken.dim() > 1 else broken

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dswag.algorithms.prediction import Posterior, draws_of, outputs
+from dswag.algorithms.prediction import Members, Posterior, check_finite, draws_of, outputs
 from dswag.federation.contract import Engine, Kind
 
 
@@ -49,6 +49,7 @@ def regression(
 
     Raises:
         ValueError: no noise variance from either side, or one that is negative; otherwise as `predictive`.
+        FloatingPointError: a draw whose outputs are not finite, named.
     """
     if noise is not None and not noise >= 0:
         raise ValueError(f"noise is a variance and must be at least 0, got {noise}")
@@ -63,15 +64,17 @@ def regression(
         batch_norm_examples=batch_norm_examples,
     )
     groups = outputs(model, members, inputs, batch_size, lambda output: _mean_and_noise(output, noise))
-    return Regression(*map(torch.cat, zip(*(_moments(outcomes) for outcomes in groups), strict=True)))
+    return Regression(*map(torch.cat, zip(*(_moments(outcomes, members) for outcomes in groups), strict=True)))
 
 
-def _moments(outcomes: Iterable[list[tuple[Tensor, ...]]]) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(outcomes: Iterable[list[tuple[Tensor, ...]]], members: Members) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, noise variance and model variance of some examples, over the draws."""
     count = 0
     mean = scatter = variance = torch.zeros((), dtype=torch.float64, device="cpu")
     for parts in outcomes:
         predicted, own_variance = map(torch.cat, zip(*parts, strict=True))
+        for values in (predicted, own_variance):
+            check_finite(values, count, members)
         count += 1
         step = predicted - mean
         mean = mean + step / count
@@ -84,10 +87,16 @@ def _mean_and_noise(output: Any, noise: float | None) -> tuple[Tensor, Tensor]:
     """Means and variances of the targets, as the model gives them or with the noise that is given."""
     if isinstance(output, tuple | list) and len(output) == 2:
         mean, variance = (part.double() for part in output)
+        if mean.shape != variance.shape:
+            raise ValueError(
+                f"means and variances must have one shape, got {list(mean.shape)} and {list(variance.shape)}"
+            )
         if (variance < 0).any():
             raise ValueError("the model returned negative variances: let it return (means, variances)")
         return mean, variance
     if noise is None:
         raise ValueError("the model returns means alone: pass noise=..., the variance of the targets around them")
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the model must return means [b, ...], or (means, variances), got {type(output).__name__}")
     mean = output.double()
     return mean, torch.full_like(mean, noise)

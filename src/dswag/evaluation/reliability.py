@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from dswag.evaluation.alignment import aligned
@@ -38,29 +38,39 @@ def reliability(
         ValueError: fewer than one bin, an unknown binning, or predictions that `aligned` refuses.
     """
     probabilities, targets = aligned(probabilities, targets)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
     confidence, predicted = probabilities.max(dim=1)
-    confidence, order = confidence.cpu().sort()
-    correct = (predicted == targets).cpu()[order].double()
+    return binned(confidence, predicted == targets, bins, binning)
+
+
+def binned(claimed: Float[Tensor, "n"], happened: Bool[Tensor, "n"], bins: int, binning: Binning) -> "Reliability":
+    """The bins of `reliability` for any probabilities of events, and which of the events happened."""
+    claimed, order = claimed.cpu().sort()
+    happened = happened.cpu()[order].double()
+    index = bins_of(claimed, bins, binning)
     if binning == "equal-mass":
-        correct = _shared_among_ties(confidence, correct)
-        index = torch.arange(len(confidence)) * bins // len(confidence)
-    elif binning == "equal-width":
-        inner_edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(confidence.dtype)
-        index = torch.bucketize(confidence.double(), inner_edges.double(), right=True)
-    else:
-        raise ValueError(f'binning must be "equal-mass" or "equal-width", got {binning!r}')
+        happened = _shared_among_ties(claimed, happened)
     count = index.bincount(minlength=bins)
     filled = count > 0
-    confidence_sum = index.bincount(confidence.double(), minlength=bins)
-    correct_sum = index.bincount(correct, minlength=bins)
+    claimed_sum = index.bincount(claimed.double(), minlength=bins)
+    happened_sum = index.bincount(happened, minlength=bins)
     return Reliability(
         binning=binning,
-        confidence=tuple((confidence_sum / count)[filled].tolist()),
-        accuracy=tuple((correct_sum / count)[filled].tolist()),
+        confidence=tuple((claimed_sum / count)[filled].tolist()),
+        accuracy=tuple((happened_sum / count)[filled].tolist()),
         count=tuple(count[filled].tolist()),
     )
+
+
+def bins_of(claimed: Float[Tensor, "n"], bins: int, binning: Binning) -> Int64[Tensor, "n"]:
+    """The bin of each of some sorted probabilities."""
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if binning == "equal-mass":
+        return torch.arange(len(claimed)) * bins // len(claimed)
+    if binning == "equal-width":
+        inner_edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(claimed.dtype)
+        return torch.bucketize(claimed.double(), inner_edges.double(), right=True)
+    raise ValueError(f'binning must be "equal-mass" or "equal-width", got {binning!r}')
 
 
 def expected_calibration_error(
@@ -74,8 +84,7 @@ def expected_calibration_error(
 
     Source: Naeini, Cooper, Hauskrecht 2015 (equal width); Nguyen, O'Connor 2015 (equal mass).
     """
-    curve = reliability(probabilities, targets, bins=bins, binning=binning)
-    return sum(n * abs(gap) for n, gap in zip(curve.count, curve.gap, strict=True)) / sum(curve.count)
+    return reliability(probabilities, targets, bins=bins, binning=binning).error
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,11 @@ class Reliability:
     def gap(self) -> tuple[float, ...]:
         """Confidence - accuracy of every bin: positive where the model is overconfident."""
         return tuple(c - a for c, a in zip(self.confidence, self.accuracy, strict=True))
+
+    @property
+    def error(self) -> float:
+        """Mean of |confidence - accuracy|, each bin with the share of its examples."""
+        return sum(n * abs(gap) for n, gap in zip(self.count, self.gap, strict=True)) / sum(self.count)
 
 
 def _shared_among_ties(confidence: Float[Tensor, "n"], correct: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
