@@ -99,7 +99,8 @@ class Layout:
         Raises:
             ValueError: a parameter is missing, its shape differs, or it has no values.
         """
-        tensors = self._select(source)
+        tensors = self.select(source)
+        _check_whole(self.names, tensors)
         empty = [name for name, tensor in zip(self.names, tensors, strict=True) if tensor.is_meta]
         if empty:
             raise ValueError(f"parameters {_first(empty)} are on the meta device, without values: load weights first")
@@ -107,7 +108,8 @@ class Layout:
 
     def write(self, theta: Float[Tensor, "d"], module: nn.Module) -> None:
         """Copies θ into the module's parameters, in place."""
-        parameters = self._select(module)
+        parameters = self.select(module)
+        _check_whole(self.names, parameters)
         with torch.no_grad():
             for parameter, view in zip(parameters, self.views(theta).values(), strict=True):
                 parameter.copy_(view)
@@ -121,7 +123,7 @@ class Layout:
         gradient = torch.zeros_like(theta)
         values, gradients = self.views(theta), self.views(gradient)
         module.requires_grad_(False)
-        for name, parameter in zip(self.names, self._select(module), strict=True):
+        for name, parameter in zip(self.names, self.select(module), strict=True):
             parameter.data = values[name]
             parameter.requires_grad_(True)
             parameter.grad = gradients[name]
@@ -132,7 +134,12 @@ class Layout:
         if theta.shape != (self.d,):
             raise ValueError(f"θ must have shape [{self.d}] for these parameters, got {list(theta.shape)}")
 
-    def _select(self, source: nn.Module | Mapping[str, Tensor]) -> list[Tensor]:
+    def select(self, source: nn.Module | Mapping[str, Tensor]) -> list[Tensor]:
+        """The tensors of a module or a state dict that make up θ, in the order of θ.
+
+        Raises:
+            ValueError: a parameter is missing, or its shape differs.
+        """
         if isinstance(source, nn.Module):
             found: Mapping[str, Tensor] = parameters(source)
         else:
@@ -158,6 +165,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
+def is_split(tensor: object) -> bool:
+    """Whether a tensor is one of which each process holds a part (DTensor)."""
+    return hasattr(tensor, "to_local") and hasattr(tensor, "placements")
+
+
 def unwrapped_name(name: str) -> str:
     """A name without the words that torch.compile puts where a part of a model was compiled."""
     return ".".join(word for word in name.split(".") if word != "_orig_mod")
@@ -172,8 +184,24 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 def _check_real(name: str, parameter: nn.Parameter) -> None:
     if isinstance(parameter, UninitializedParameter):
         raise ValueError(f"parameter {name} has no shape yet: pass one batch of inputs through the model first")
+    flat = getattr(parameter, "_fsdp_flattened", False) or type(parameter).__name__ == "FlatParameter"
+    if hasattr(parameter, "ds_id") or flat:
+        tool, instead = ("DeepSpeed", "FSDP2") if hasattr(parameter, "ds_id") else ("FSDP1", "FSDP2 (fully_shard)")
+        raise ValueError(
+            f"parameter {name} was taken apart by {tool}, which leaves this process a piece of it under its name: "
+            f"use {instead}, or take the posterior from whole checkpoints, with dswag collect"
+        )
     if parameter.is_complex():
         raise ValueError(f"parameter {name} is {parameter.dtype}: θ is of real numbers, so keep two real parameters")
+
+
+def _check_whole(names: Iterable[str], tensors: Iterable[Tensor]) -> None:
+    for name, tensor in zip(names, tensors, strict=True):
+        if is_split(tensor):
+            raise ValueError(
+                f"parameter {name} is split among processes (DTensor), so that this one has no whole θ: give the "
+                "module to Moments.add, posterior.sampled or posterior.mean_into, which take each process's part"
+            )
 
 
 def _first(names: Sequence[str], count: int = 4) -> str:

@@ -16,8 +16,9 @@ from dswag.core.atomic_files import replacing, save_tensors
 from dswag.core.choices import check_choice
 from dswag.core.links import Learned
 from dswag.core.parameters import Layout, Selection
+from dswag.core.shards import Shards, split
 from dswag.federation.contract import Draws, Kind
-from dswag.posterior import density, file, sampling
+from dswag.posterior import density, file, parts, sampling
 from dswag.posterior.file import PosteriorFileError as PosteriorFileError
 
 _TENSORS = ("mean", "variance", "deviations", "variance_within", "deviations_within")
@@ -73,6 +74,8 @@ class GaussianPosterior:
                 raise ValueError(f"the posterior's {name} must be finite, got NaN or infinity")
         if (self.variance < 0).any():
             raise ValueError("the posterior's variance must not be negative")
+        if self.count < 0:
+            raise ValueError(f"the count of snapshots must be at least 0, got {self.count}")
         if self.link is not None:
             check_choice("link", self.link, get_args(Learned))
         for name in ("within_scale", "between_scale", "temperature"):
@@ -134,13 +137,16 @@ class GaussianPosterior:
             )
         diagonal, low_rank = self._weights(kind, scale)
 
-        def parts(part: slice) -> tuple[Tensor | None, Tensor | None]:
+        def spread(part: slice) -> tuple[Tensor | None, Tensor | None]:
             variance = self._combined(self.variance, self.variance_within, part, 1) if diagonal else None
             columns = self._combined(self.deviations, self.deviations_within, part, 2) if low_rank else None
             return None if variance is None else (diagonal * variance).sqrt_(), columns
 
         weight, k = math.sqrt(low_rank), len(self.deviations)
-        sampling.draw(self.mean, parts, k, weight=weight, seed=seed, first=first, out=draws)
+        if isinstance(self.layout, Shards):
+            parts.draw(self.mean, spread, k, self.layout, weight=weight, seed=seed, first=first, out=draws)
+        else:
+            sampling.draw(self.mean, spread, k, weight=weight, seed=seed, first=first, out=draws)
         return draws
 
     def log_prob(
@@ -233,6 +239,8 @@ class GaussianPosterior:
 
     def _gaussian(self, kind: Kind, scale: float, floor: float = 0.0) -> density.Gaussian:
         """What `sample` draws from, plus the floor."""
+        if isinstance(self.layout, Shards):
+            raise ValueError("a density is of the whole θ, and this is one process's part: save it, and load the whole")
         sizes = None if self.layout is None else dict(zip(self.layout.names, self.layout.sizes, strict=True))
         return density.Gaussian(self.mean, partial(self.factors, kind, scale), floor, sizes)
 
@@ -284,9 +292,33 @@ class GaussianPosterior:
             between_scale=self.between_scale,
         )
 
+    def part(self, module: nn.Module) -> "GaussianPosterior":
+        """The part of the posterior that this process's part of a module needs, where FSDP2 split that; else itself.
+
+        `mean_into` and `sampled` take it themselves; whoever calls `sampled` often, takes it once.
+
+        Raises:
+            ValueError: a module that lacks the parameters, or is split in another way.
+        """
+        layout = self.layout or Layout.of(module)
+        layout.check(self.mean)
+        if isinstance(layout, Shards):
+            if not split(module):
+                raise ValueError(
+                    "this is one process's part of a posterior, and the module is whole: save it in all processes, and "
+                    "load what they saved"
+                )
+            return self
+        if not split(module):
+            return self if self.layout is layout else replace(self, layout=layout)
+        shards = Shards.like(layout, module)
+        tensors: dict[str, Any] = {name: shards.part_of(tensor) for name, tensor in self.tensors().items()}
+        return replace(self, **tensors, layout=shards)
+
     def mean_into(self, module: nn.Module) -> None:
         """Copies the mean into the module's parameters, in place."""
-        self._layout_of(module).write(self.mean, module)
+        part = self.part(module)
+        part._own_layout.write(part.mean, module)
 
     @contextmanager
     def sampled(
@@ -299,16 +331,23 @@ class GaussianPosterior:
         Raises:
             ValueError: a module that lacks the parameters, or what `sample` raises.
         """
-        layout = self._layout_of(module)
+        part = self.part(module)
+        layout = part._own_layout
         before = layout.flatten(module)
         try:
-            layout.write(self.sample(seed, first=number, kind=kind, scale=scale)[0], module)
+            layout.write(part.sample(seed, first=number, kind=kind, scale=scale)[0], module)
             yield module
         finally:
             layout.write(before, module)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file: the tensors, and names, shapes, count, scales and a fingerprint as metadata."""
+        """Writes a safetensors file: the tensors, and names, shapes, count, scales and a fingerprint as metadata.
+
+        Where each process has a part of the posterior, all of them call this. Each writes a file of its own beside
+        `path`, and the first one their list, `path`.index.json, by which `load` finds them.
+        """
+        path = Path(path)
+        own = parts.own_file(path) if isinstance(self.layout, Shards) else path
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
         described = file.metadata(
             tensors,
@@ -319,22 +358,41 @@ class GaussianPosterior:
             temperature=self.temperature,
             link=self.link,
         )
-        with replacing(Path(path)) as temporary:
+        with replacing(own) as temporary:
             save_tensors(temporary, tensors, described)
+        if own != path:
+            parts.write_index(path, described["fingerprint"])
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> "GaussianPosterior":
         """The posterior in a file that `save` wrote; nothing in the file is executed.
 
-        On the CPU its tensors are mapped from the file, so that parts that are not used take no memory.
+        On the CPU its tensors are mapped from the file, so that parts that are not used take no memory. What several
+        processes saved is put together in memory; a process that needs its own part alone loads its own file.
 
         Raises:
             PosteriorFileError: a file that is truncated, damaged, no posterior, or of a newer format.
             FileNotFoundError: no such file.
         """
+        path = Path(path)
+        index = parts.index_of(path)
+        if path == index or (index.exists() and not path.exists()):
+            return cls._joined(index, device)
         return file.read(path, _TENSORS, cls, device=device)
 
-    def _layout_of(self, module: nn.Module) -> Layout:
-        layout = self.layout or Layout.of(module)
-        layout.check(self.mean)
-        return layout
+    @classmethod
+    def _joined(cls, index: Path, device: str | torch.device) -> "GaussianPosterior":
+        """The posterior whose parts the list names."""
+        try:
+            found = [file.read(path, _TENSORS, cls, device="cpu", known=known) for path, known in parts.listed(index)]
+            layouts = [part.layout for part in found if isinstance(part.layout, Shards)]
+            tensors: dict[str, Any] = parts.joined(layouts, [part.tensors() for part in found])
+            return replace(found[0], **tensors, layout=layouts[0].whole).to(device)
+        except ValueError as error:
+            raise file.PosteriorFileError(f"{index} lists no whole posterior: {error}; save it again") from error
+
+    @property
+    def _own_layout(self) -> Layout:
+        if self.layout is None:
+            raise ValueError("a posterior without a layout has no names: give Moments a layout")
+        return self.layout

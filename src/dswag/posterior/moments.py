@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dswag.core.choices import check_choice
 from dswag.core.parameters import Layout
+from dswag.core.shards import Shards, split
 from dswag.federation.contract import PER_COORDINATE, TrainResult, prefixed, within
 from dswag.posterior.deviations import Columns, LastColumns, PrincipalColumns
 from dswag.posterior.gaussian import GaussianPosterior
@@ -73,6 +74,7 @@ class Moments:
         self.centering = centering
         self.layout = layout
         self.dtype = dtype
+        self._layout_found = False  # in the first module, rather than given
         self._next_index = 0
         self._scatter: Scatter | None = None  # allocated once it is known what θ looks like
         self._columns: Columns
@@ -84,19 +86,49 @@ class Moments:
         """How many snapshots were taken in."""
         return 0 if self._scatter is None else self._scatter.count
 
-    def add(self, snapshot: Snapshot, *, index: int | None = None) -> None:
+    def add(self, snapshot: Snapshot, *, index: int | None = None, device: str | torch.device | None = None) -> None:
         """Takes in θ [d], all snapshots [s, d] of one client, a module, a state dict, or a client's result.
 
-        `index` orders the columns; without one, it is the next after the highest so far. Nothing changes if it raises.
+        `index` orders the columns; without one, it is the next after the highest so far. The snapshot is moved to
+        `device`, if that is given, before it is taken in. Nothing changes if it raises.
 
         Raises:
-            ValueError: a snapshot whose shape or device does not fit, or that is NaN or infinite.
+            ValueError: a snapshot whose shape or device does not fit, or that is NaN or infinite; or a module with
+                other trainable parameters than the first.
         """
         thetas, key = self._read(snapshot, index)
+        thetas = thetas.to(device)
         scatter = self._fitting(thetas, key)
         self._next_index = max(self._next_index, key + 1)
         rows = self._columns.reserve([(key, number) for number in range(len(thetas))])  # l. 28-30
         scatter.add(thetas, rows, running=self.centering == "running")
+
+    def layout_for(self, module: nn.Module) -> Layout:
+        """The parameters of a module that are a snapshot: those of the layout given, or else all trainable ones.
+
+        Raises:
+            ValueError: other trainable parameters than those of the first module that was added; or none that
+                `Layout.of` takes; or a module split among processes, and columns that are principal directions.
+        """
+        if self.columns == "svd" and split(module):
+            raise ValueError(
+                'columns="svd" are principal directions of the whole θ, and each process has a part of this module: '
+                'use columns="last"'
+            )
+        if self.layout is not None and not self._layout_found:
+            apart = split(module) and not isinstance(self.layout, Shards)
+            return Shards.like(self.layout, module) if apart else self.layout
+        layout = Shards.of(module) if split(module) else Layout.of(module)
+        if self.layout is not None and layout != self.layout:
+            names, before = set(layout.names), set(self.layout.names)
+            changed = [f"{name} was not" for name in layout.names if name not in before]
+            changed += [f"{name} was trainable then" for name in self.layout.names if name not in names]
+            raise ValueError(
+                f"snapshot {self._next_index} must have the trainable parameters of the first: "
+                f"{(changed or ['they have other shapes'])[0]}; begin with the snapshots when no layer is frozen or "
+                "unfrozen any more, or give Moments a layout"
+            )
+        return layout
 
     def remove(self, snapshot: Snapshot, *, index: int) -> None:
         """Takes out what was added with this index, for a client that withdraws: as if it had never been added.
@@ -204,8 +236,10 @@ class Moments:
             return snapshot.thetas, snapshot.index
         key = self._next_index if index is None else index
         if not isinstance(snapshot, Tensor):
-            if self.layout is None and isinstance(snapshot, nn.Module):
-                self.layout = Layout.of(snapshot)
+            if isinstance(snapshot, nn.Module):
+                layout = self.layout_for(snapshot)
+                self._layout_found = self._layout_found or self.layout is None
+                self.layout = layout
             if self.layout is None:
                 raise ValueError("a state dict needs a layout: Moments(layout=Layout.of(model))")
             snapshot = self.layout.flatten(snapshot)

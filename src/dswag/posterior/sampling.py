@@ -35,7 +35,7 @@ def draw(
     product may round otherwise for another number of rows, each has GROUP, and those not asked for are zero.
     """
     d = len(mean)
-    z2 = _low_rank_normals(mean, k, seed, first, len(out)).mul_(weight)
+    z2 = low_rank_normals(mean, k, seed, first, len(out)).mul_(weight)
     numbers = range(first, first + len(out))
 
     def fill(_: None, block: int) -> None:
@@ -50,26 +50,26 @@ def draw(
                 rows.copy_(mean[part])
             else:
                 for row, generator in zip(rows, generators, strict=True):
-                    _fill_normal(row, generator)
+                    fill_normal(row, generator)
                 torch.addcmul(mean[part], rows, std, out=rows)
             if columns is not None:
-                _add_low_rank(rows, columns, z2, first % GROUP, buffer[:, : rows.shape[1]])
+                add_low_rank(rows, columns, z2, first % GROUP, buffer[:, : rows.shape[1]])
 
     blocks = range(math.ceil(d / BLOCK))
     for _ in ordered_map(fill, [None] * min(default_workers(), len(blocks)), blocks):
         pass
 
 
-def _low_rank_normals(like: Tensor, k: int, seed: int, first: int, n: int) -> Float[Tensor, "m g k"]:
+def low_rank_normals(like: Tensor, k: int, seed: int, first: int, n: int) -> Float[Tensor, "m g k"]:
     """z₂ of each draw, at its place in whole groups."""
     before = first % GROUP
     z2 = like.new_zeros(math.ceil((before + n) / GROUP), GROUP, k)
     for number, row in enumerate(z2.flatten(0, 1)[before : before + n], start=first):
-        _fill_normal(row, generator_for(seed, number))
+        fill_normal(row, generator_for(seed, number))
     return z2
 
 
-def _add_low_rank(
+def add_low_rank(
     rows: Float[Tensor, "n p"],
     columns: Float[Tensor, "k p"],
     z2: Float[Tensor, "m g k"],
@@ -83,7 +83,7 @@ def _add_low_rank(
         rows[low:high].add_(buffer[low - start : high - start])
 
 
-def _fill_normal(out: Tensor, generator: Generator) -> None:
+def fill_normal(out: Tensor, generator: Generator) -> None:
     """Fills a vector with standard normal values: of the CPU's generator, in float32."""
     if out.dtype == torch.float32 and out.device.type == "cpu":
         out.normal_(generator=generator)

@@ -51,6 +51,64 @@ def test_a_step_of_several_batches_counts_once(settings, expected):
     assert Numbers(**settings).take("step_ended", [0, 1, 1, 2, 2, 3, 3, 4, 4]) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"every_n_steps": 3}, [4, 8, 12]),
+        ({"every_n_steps": 2, "start": 5}, [8, 10, 12]),
+        ({"every_n_steps": 1}, [2, 4, 6, 8, 10, 12]),
+    ],
+)
+def test_steps_are_counted_from_snapshot_to_snapshot_where_numbers_are_left_out(settings, expected):
+    """As where two optimizers make the number go by 2."""
+    assert Numbers(**settings).take("step_ended", range(2, 14, 2)) == expected
+
+
+def test_a_training_that_is_resumed_goes_on_where_it_would_have_been():
+    collector, resumed = (Numbers(every_n_steps=4, start=2) for _ in range(2))
+    resumed.training_begins(nn.Linear(1, 1), 8)
+    assert collector.take("step_ended", range(1, 20)) == [6, 10, 14, 18]
+    assert resumed.take("step_ended", range(9, 20)) == [10, 14, 18]
+
+
+def test_two_trainings_are_not_mixed():
+    collector, module = SnapshotCollector(), nn.Linear(2, 1)
+    for first in (0, 5):  # it may go on where it ended
+        collector.training_begins(module, first)
+        for step in range(first + 1, first + 6):
+            collector.step_ended(module, step)
+        collector.epoch_ended(module, 1)
+    with pytest.raises(
+        ValueError, match=r"2 snapshots of a training that ended after step 10, and this one begins aft"
+    ):
+        collector.training_begins(module, 0)
+
+
+def test_a_training_without_snapshots_is_no_training():
+    collector, module = SnapshotCollector(start=3), nn.Linear(2, 1)
+    collector.training_begins(module, 0)
+    collector.step_ended(module, 1)
+    collector.epoch_ended(module, 1)
+    collector.training_begins(module, 0)
+
+
+@pytest.mark.parametrize("unfreeze", [True, False])
+def test_layers_that_are_frozen_or_unfrozen_after_the_first_snapshot_are_an_error_at_the_next(unfreeze):
+    module = nn.Sequential(nn.Linear(4, 4).requires_grad_(not unfreeze), nn.Linear(4, 2))
+    collector, moments = SnapshotCollector(), Moments()
+    for adding in (collector.epoch_ended, lambda module, _: moments.add(module)):
+        module[0].requires_grad_(not unfreeze)
+        adding(module, 1)
+        module[0].requires_grad_(unfreeze)
+        words = "0.weight was not" if unfreeze else "0.weight was trainable then"
+        with pytest.raises(ValueError, match=rf"snapshot 1 must have the trainable .* of the first: {words}; begin"):
+            adding(module, 2)
+    assert collector.moments.count == moments.count == 1
+    given = Moments(layout=Layout.of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))))
+    module.requires_grad_(False)
+    given.add(module)
+
+
 @pytest.mark.parametrize(("name", "value"), [("every_n_epochs", 0), ("every_n_steps", 0), ("start", -1)])
 def test_numbers_that_cannot_be_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be at least .*, got {value}"):

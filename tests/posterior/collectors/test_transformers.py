@@ -114,10 +114,18 @@ def test_the_checkpoints_of_the_trainer_have_the_same_posterior(train, tmp_path)
         assert torch.equal(tensor, from_files.tensors()[name])
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
-def test_arguments_that_split_the_weights_are_refused(name):
-    arguments = SimpleNamespace(
-        fsdp="full_shard" if name == "FSDP" else None, deepspeed=None if name == "FSDP" else {"a": 1}
-    )
-    with pytest.raises(ValueError, match=f"{name} splits the weights among processes, .* with dswag collect"):
-        PosteriorCallback().on_train_begin(arguments, SimpleNamespace(epoch=None), None)
+@pytest.mark.parametrize("sign", ["arguments", "ds_id", "_fsdp_flattened"])
+def test_models_that_were_taken_apart_are_refused_whatever_the_arguments_say(sign):
+    """As `accelerate launch` does, of which the arguments know nothing; a real FSDP1: `test_split_models`."""
+    arguments = SimpleNamespace(deepspeed={"a": 1} if sign == "arguments" else None)
+    model, state = nn.Linear(2, 1), SimpleNamespace(epoch=None, global_step=0)
+    setattr(model.weight, sign, True)
+    with pytest.raises(ValueError, match=r"(DeepSpeed splits|taken apart by FSDP1).* with dswag collect"):
+        PosteriorCallback().on_train_begin(arguments, state, None, model=model)
+
+
+def test_one_callback_is_for_one_training(train):
+    callback = PosteriorCallback()
+    train(callback, num_train_epochs=2)
+    with pytest.raises(ValueError, match=r"2 snapshots of a training that ended after step 16, .* make a new callback"):
+        train(callback, num_train_epochs=2)

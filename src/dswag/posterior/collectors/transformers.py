@@ -23,22 +23,26 @@ class PosteriorCallback(SnapshotCollector, TrainerCallback):
 
     The snapshots are not part of the Trainer's checkpoints: a training that is resumed starts without any. Then
     `dswag.posterior.collectors.checkpoint_files.moments_from_files` can take them from the checkpoints instead. An
-    epoch that `max_steps` cuts short counts as an epoch. Under data parallelism every process has the same posterior.
+    epoch that `max_steps` cuts short counts as an epoch. Under data parallelism every process has the same posterior;
+    where FSDP2 splits the weights, its own part of it.
     """
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, *, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Refuses arguments under which a process does not hold all weights.
+        """Refuses models whose weights lie where they cannot be read, and a second training.
+
+        What counts is the model: `accelerate launch` wraps it without a word of that in the arguments.
 
         Raises:
-            ValueError: FSDP or DeepSpeed.
+            ValueError: DeepSpeed, or what `training_begins` refuses, such as FSDP1.
         """
-        if args.fsdp or args.deepspeed:
+        if args.deepspeed or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
             raise ValueError(
-                f"{'FSDP' if args.fsdp else 'DeepSpeed'} splits the weights among processes, so that none has a whole "
-                "snapshot: take the posterior from whole checkpoints, with dswag collect"
+                "DeepSpeed splits the weights among processes, so that none has a whole snapshot: take the posterior "
+                "from whole checkpoints, with dswag collect, or use FSDP2"
             )
+        self.training_begins(model, state.global_step)
         self._epochs = int(state.epoch or 0)
 
     def on_step_end(
