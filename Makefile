@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/core.stamp
-	$(BIN)/dswag train --output runs/demo --overwrite
+	$(BIN)/dswag train --equal-budget --output runs/demo --overwrite
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

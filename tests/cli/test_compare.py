@@ -54,9 +54,9 @@ def test_one_method_and_one_seed_are_worded_as_such_and_values_that_are_not_set_
     assert "* needs all examples" not in out
     page = html.unescape((tmp_path / "comparison.html").read_text())
     assert "1 method: mlp on mnist5k, 3 clients" in page
-    assert "<caption>Values of one seed.</caption>" in page
+    assert "<caption>How good predictions are: values of one seed.</caption>" in page
     assert "None" not in page + out
-    assert '<th scope="row">clip_gradient</th><td>none</td>' in page
+    assert '<th scope="row">clip gradient</th><td>none</td>' in page
 
 
 @pytest.mark.parametrize(

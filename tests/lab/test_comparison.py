@@ -27,6 +27,7 @@ from dswag.lab.comparison import (
     compare_methods,
     summary,
 )
+from dswag.lab.experiments import foreign
 from dswag.lab.experiments.recipe import Recipe, build
 
 TINY = Recipe(clients=3, rounds=1, explore_epochs=2, samples=2, holdout=0.1, seed=4)
@@ -147,7 +148,7 @@ def test_summary_is_of_means_and_standard_deviations():
 
 def test_inputs_out_of_distribution_keep_every_pixel_of_the_digits():
     experiment = build(TINY)
-    moved, digits = comparison.outside(experiment), experiment.dataset.test.inputs
+    moved, digits = foreign.inputs(experiment.dataset, None), experiment.dataset.test.inputs
     assert torch.equal(moved.flatten(1).sort(1).values, digits.flatten(1).sort(1).values)
     assert torch.equal(moved[..., :14, :14], digits[..., 14:, 14:])
 

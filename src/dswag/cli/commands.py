@@ -18,8 +18,8 @@ from dswag.core.parameters import Layout
 from dswag.evaluation.metrics import Scores
 from dswag.lab.experiments.landscape import points, survey
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
-from dswag.lab.experiments.run import Evaluating, Exploring, Starting, Surveying, execute
-from dswag.lab.experiments.scoring import ENSEMBLE, Scored, metrics, prediction_seed, score_methods
+from dswag.lab.experiments.run import Continuing, Evaluating, Exploring, Starting, Surveying, execute
+from dswag.lab.experiments.scoring import ENSEMBLE, FEDAVG, PHASE_1, Scored, metrics, prediction_seed, score_methods
 from dswag.posterior.gaussian import GaussianPosterior
 from dswag.runs import REPORT, RunFolder, RunFolderError, Unwritten
 from dswag.runs.schema import RoundRecord
@@ -89,9 +89,10 @@ def _evaluated(folder: RunFolder, options: Evaluate) -> dict[str, Scores]:
         if number := points(experiment.recipe, posterior) if options.save else 0:
             display.begin("landscape: point", number)
             folder.save_landscape(survey(experiment, posterior, checkpoint.server.theta, display.advance))
-    if before is not None and ENSEMBLE in before.scores:
-        difference = before.nll_differences.get(ENSEMBLE)
-        outcomes.append(Scored(ENSEMBLE, before.scores[ENSEMBLE], before.reliability[ENSEMBLE], difference))
+    for method in (FEDAVG, ENSEMBLE):  # they need weights that the folder does not keep
+        if before is not None and method in before.scores:
+            difference = before.nll_differences.get(method) if before.baseline == PHASE_1 else None
+            outcomes.append(Scored(method, before.scores[method], before.reliability[method], difference))
     if options.save:
         folder.save_metrics(metrics(outcomes, experiment.recipe, {} if before is None else before.seconds))
         folder.save_report(page([folder]))
@@ -183,6 +184,8 @@ def _follow(experiment: Experiment, folder: RunFolder, display: console.Display,
                 display.advance(f"loss {event.loss:.4f}{accuracy}{left_out}")
             case Exploring():
                 display.begin("phase 2: explorer", event.explorers)
+            case Continuing():
+                display.begin("same budget: round", event.rounds)
             case Evaluating():
                 display.begin("evaluation", event.methods)
             case Surveying():

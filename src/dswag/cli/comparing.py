@@ -11,7 +11,6 @@ from dswag.config import ConfigError
 from dswag.lab.baselines import METHODS
 from dswag.lab.comparison import (
     MEASURES,
-    OUTSIDE,
     ComparisonError,
     ComparisonFolder,
     Failure,
@@ -21,11 +20,13 @@ from dswag.lab.comparison import (
     compare_methods,
     summary,
 )
+from dswag.lab.experiments import foreign
 from dswag.lab.experiments.recipe import Recipe
 
 SHOWN = (("accuracy", "nll", "ece", "brier", "auroc"), ("epochs", "steps", "seconds", "bytes", "memory"))
 """On a terminal, quality and cost apart; the page has all."""
 
+QUALITY = ("accuracy", "nll", "ece", "brier", "auroc", "fpr95")
 PLOTTED = ("nll", "ece", "auroc")
 
 
@@ -63,11 +64,13 @@ def compare(options: Compare) -> None:
     }
     write(path / "comparison.json", to_json(data) + "\n")
     page = path / "comparison.html"
-    write(page, _page(recipe, found, notes))
+    said = _answer(outcomes, found)
+    write(page, _page(recipe, found, notes, said))
     if options.json:
         console.emit(to_json({"comparison": str(page), **data}))
     else:
         _show(found, notes)
+        console.emit(said)
         console.emit(f"report: {page}")
 
 
@@ -79,7 +82,32 @@ def _described(outcome: Outcome | Failure) -> str:
     )
 
 
-def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str]) -> str:
+def _answer(outcomes: Sequence[Outcome], found: Mapping[str, Mapping[str, Spread]]) -> str:
+    """Which method has the lowest NLL, and how DSWAG compares with a single set of weights on the same budget."""
+    from dswag.lab.report.over_seeds import paired_difference  # brings NumPy alone, but from a room of pictures
+
+    told = {method: MEASURES["nll"].text(spreads["nll"]) for method, spreads in found.items()}
+    order = sorted(found, key=lambda method: found[method]["nll"].mean)
+    said = f"The lowest negative log-likelihood is that of {order[0]}, {told[order[0]]}"
+    if "dswag" in found and order[0] != "dswag":
+        said += f"; dswag is number {order.index('dswag') + 1} of {len(order)}, with {told['dswag']}"
+    if not {"dswag", "fedavg"} <= set(found):
+        return said + "."
+    nll = {
+        name: {each.seed: each.scores.nll for each in outcomes if each.method == name} for name in ("dswag", "fedavg")
+    }
+    mean, half = paired_difference(nll["dswag"], nll["fedavg"])
+    if half is None:
+        certainty = "with one seed, nobody knows whether that is chance"
+    elif abs(mean) <= half:
+        certainty = f"the 95 % interval, {mean - half:+.4f} to {mean + half:+.4f}, includes 0: it may be chance"
+    else:
+        certainty = f"95 % interval {mean - half:+.4f} to {mean + half:+.4f}"
+    against = f"Against fedavg, which spends the same budget on one set of weights, dswag's is {mean:+.4f}"
+    return f"{said}. {against} ({certainty})."
+
+
+def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequence[str], answer: str) -> str:
     from dswag.lab.report.comparison import (  # brings matplotlib, which nothing else needs
         Cell,
         Column,
@@ -88,7 +116,10 @@ def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequ
 
     return render_comparison(
         f"{_counted(len(found), 'method')}: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
-        [Column(measure.title, measure.better, name in PLOTTED) for name, measure in MEASURES.items()],
+        [
+            Column(measure.title, measure.better, name in PLOTTED, cost=name not in QUALITY)
+            for name, measure in MEASURES.items()
+        ],
         {
             _marked(method): [
                 Cell(
@@ -101,6 +132,7 @@ def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequ
             ]
             for method, spreads in found.items()
         },
+        answer=answer,
         described={_marked(method): METHODS[method].description for method in found},
         notes=notes,
         settings=asdict(recipe),
@@ -129,7 +161,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _notes(recipe: Recipe, seeds: Sequence[int], methods: Iterable[str], failures: Sequence[Failure]) -> list[str]:
-    inside, outside = recipe.dataset, OUTSIDE.get(recipe.dataset, f"{recipe.dataset} with its quarters swapped")
+    inside, outside = recipe.dataset, foreign.name(recipe.dataset)
     numbers = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     notes = [
         f"Over {_counted(len(seeds), 'seed')} ({numbers}); NLL in nats; ECE over 20 bins of equal mass.",

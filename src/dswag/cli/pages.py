@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from dswag.cli.exchanges import communication, left_out
 from dswag.federation.client_sampling import cohort_size
 from dswag.lab.experiments.recipe import Recipe, settings
 from dswag.runs import RunFolder
+from dswag.runs.schema import Metrics
 
 
 def page(folders: Sequence[RunFolder]) -> str:
@@ -33,10 +35,25 @@ def page(folders: Sequence[RunFolder]) -> str:
             partition=folder.partition(),
             landscape=folder.landscape(),
             inspection={} if outcome is None else outcome.inspection,
-            nll_differences={} if outcome is None else outcome.nll_differences,
+            **({} if outcome is None else _compared(outcome, recipe)),
         )
 
     return render([section(folder) for folder in folders])
+
+
+def _compared(outcome: Metrics, recipe: Recipe) -> dict[str, Any]:
+    """What the page says of DSWAG beside the baseline, and what to do next."""
+    from dswag.lab.report.answer import METHOD, next_steps
+
+    difference = outcome.nll_differences.get(METHOD)
+    skewed, tuned = recipe.partition in ("dirichlet", "shards"), recipe.calibrate
+    return {
+        "nll_differences": outcome.nll_differences,
+        "baseline": outcome.baseline,
+        "bands": outcome.bands,
+        "uncertainty": outcome.uncertainty,
+        "next_steps": next_steps(outcome.scores, difference, outcome.baseline, skewed=skewed, tuned=tuned),
+    }
 
 
 def _notes(folder: RunFolder, recipe: Recipe) -> list[str]:

@@ -9,22 +9,17 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Literal, Self
 
-from jaxtyping import UInt8
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
 
 from dswag.config import ConfigError, differences
 from dswag.core.atomic_files import remove_leftovers, saving, write_text
-from dswag.data import datasets
 from dswag.evaluation.metrics import Scores, score
 from dswag.evaluation.out_of_distribution import Detection, detect
 from dswag.lab.baselines import METHODS, Method
 from dswag.lab.baselines.costs import Cost
 from dswag.lab.baselines.method import Problem, complete
+from dswag.lab.experiments import foreign
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
-
-OUTSIDE: Mapping[str, str] = MappingProxyType({"mnist": "kmnist", "fashion-mnist": "kmnist", "cifar10": "cifar100"})
-"""The test set whose inputs are out of distribution, by data set; mnist5k's are its own with their quarters swapped."""
 
 
 class ComparisonError(ValueError):
@@ -169,20 +164,11 @@ def measure(method: Method, experiment: Experiment, problem: Problem) -> Outcome
         method.name,
         problem.config.seed,
         score(prediction.probabilities.cpu(), test.targets),
-        detect(prediction, predictor(outside(experiment))),
+        detect(prediction, predictor(foreign.inputs(experiment.dataset, experiment.recipe.data_dir, progress=True))),
         cost.examples / problem.num_examples,
         cost,
         seconds,
     )
-
-
-def outside(experiment: Experiment) -> UInt8[Tensor, "n channels h w"]:
-    """Inputs of the same kind as the training data that show something else."""
-    dataset = experiment.dataset
-    if dataset.name in OUTSIDE:
-        return datasets.load_test(OUTSIDE[dataset.name], experiment.recipe.data_dir, progress=True).inputs
-    height, width = dataset.test.inputs.shape[-2:]
-    return dataset.test.inputs.roll((height // 2, width // 2), (-2, -1))
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Spread]]:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dswag.evaluation.bootstrap import Interval
-from dswag.evaluation.inspection import Inspection
+from dswag.evaluation.bootstrap import Interval, ReliabilityBand
+from dswag.evaluation.inspection import Inspection, Telling
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.reliability import Reliability
 from dswag.evaluation.surroundings import Surroundings
+from dswag.evaluation.uncertainty import Uncertainty
 from dswag.federation.round_trip import Missing
 
 
@@ -46,6 +47,19 @@ class ExploreRecord:
 
 
 @dataclass(frozen=True)
+class Examined:
+    """The uncertainty of predictions for test inputs and for foreign ones, and the inputs that stand out."""
+
+    uncertainty: Uncertainty
+    foreign: str
+    """What the foreign inputs are."""
+    disagreed: tuple[Telling, ...]
+    """The test inputs on which the draws disagree most."""
+    surest_foreign: tuple[Telling, ...]
+    """The foreign inputs that are predicted with the highest confidence; their target is empty."""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Scores of the methods of a run on the test set."""
 
@@ -60,7 +74,13 @@ class Metrics:
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
     """Scores of classes and telling examples, for the methods that were inspected."""
     nll_differences: Mapping[str, Interval] = field(default_factory=dict)
-    """NLL less that of the phase-1 model on the same examples, with a 95 % interval over them, by method."""
+    """NLL less that of the baseline on the same examples, with a 95 % interval over them, by method."""
+    baseline: str = "phase-1 model"
+    """The method that the others are compared with."""
+    bands: Mapping[str, ReliabilityBand] = field(default_factory=dict)
+    """Where the reliability curves of DSWAG and the baseline might be with other test examples."""
+    uncertainty: Examined | None = None
+    """Of DSWAG's predictions."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dswag.runs.schema import ExploreRecord, RoundRecord
 
 RECIPE = Recipe(
     clients=4,
+    equal_budget=True,
     rounds=4,
     clients_per_round=3,
     server_optimizer="adam",
@@ -82,7 +83,7 @@ def whole(experiment, tmp_path_factory):
     """The outcome of a run that was never stopped."""
     folder = RunFolder.create(tmp_path_factory.mktemp("whole"), RECIPE)
     events = list(execute(experiment, folder))
-    assert len(events) == 14
+    assert len(events) == 16
     return outcome(folder)
 
 
@@ -98,7 +99,7 @@ def finish(experiment, folder):
     return events
 
 
-@pytest.mark.parametrize("number", range(1, 15))
+@pytest.mark.parametrize("number", range(1, 17))
 def test_left_after_any_event(experiment, folder, whole, number):
     for _ in zip(range(number), execute(experiment, folder), strict=False):
         pass

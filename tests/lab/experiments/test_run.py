@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from dswag import ClientError, InProcess, api
+from dswag import ClientError, ConfigError, InProcess, api, predictive
 from dswag.data.class_counts import ClassCounts
+from dswag.data.sources import DataNotFoundError
+from dswag.evaluation.metrics import score
+from dswag.lab.baselines.method import Problem, complete
+from dswag.lab.experiments import foreign
 from dswag.lab.experiments.landscape import points, survey
+from dswag.lab.experiments.measurements import OWN
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
-from dswag.lab.experiments.run import Evaluating, Exploring, Starting, Surveying, execute
-from dswag.lab.experiments.scoring import ENSEMBLE, PHASE_1, Scored, score_methods
+from dswag.lab.experiments.run import Continuing, Evaluating, Exploring, Starting, Surveying, execute
+from dswag.lab.experiments.scoring import ENSEMBLE, FEDAVG, PHASE_1, Scored, prediction_seed, score_methods
 from dswag.lab.models.normalize import Normalize
 from dswag.runs import RunFolder
 from dswag.runs.schema import ExploreRecord, RoundRecord
@@ -78,6 +83,60 @@ def test_differences_to_the_phase_1_model_are_those_of_the_same_examples(experim
         assert difference.low < difference.estimate < difference.high
     unpaired = 2 * 1.96 * scores[PHASE_1].nll / scores[PHASE_1].num_examples ** 0.5
     assert all(difference.high - difference.low < unpaired for difference in differences.values())
+
+
+def test_the_same_budget_spent_on_phase_1_is_what_others_are_compared_with(experiment, tmp_path):
+    """That of the method `fedavg`, which has the same clients, epochs and rates."""
+    recipe = replace(TINY, equal_budget=True, landscape_examples=0)
+    folder = RunFolder.create(tmp_path, recipe)
+    events = list(execute(replace(experiment, recipe=recipe), folder))
+    assert [type(event) for event in events[4:7]] == [ExploreRecord, Continuing, Evaluating]
+    assert (events[5].rounds, events[6].methods) == (2, 6)
+    found = folder.metrics()
+    assert list(found.scores) == [PHASE_1, FEDAVG, *METHODS[1:]]
+    predictor, _ = complete(OWN["fedavg"], Problem(experiment.model, clients_of(experiment), recipe))
+    test = experiment.dataset.test
+    assert found.scores[FEDAVG] == score(predictor(test.inputs).probabilities, test.targets)
+    assert found.baseline == FEDAVG
+    assert list(found.nll_differences) == [PHASE_1, *METHODS[1:]]
+    difference = found.scores["DSWAG"].nll - found.scores[FEDAVG].nll
+    assert found.nll_differences["DSWAG"].estimate == pytest.approx(difference, abs=1e-6)
+    assert set(found.bands) == {FEDAVG, "DSWAG"}
+    assert "same budget" in found.seconds
+
+
+def test_rates_that_rise_leave_nothing_to_compare_with():
+    with pytest.raises(ConfigError, match="equal_budget goes on at falling rates"):
+        replace(TINY, equal_budget=True, explore_final_learning_rate=0.1)
+
+
+def test_uncertainty_is_that_of_the_draws_and_shows_the_inputs_that_stand_out(experiment, finished):
+    folder, _ = finished
+    found, dataset = folder.metrics().uncertainty, experiment.dataset
+    predicted = predictive(
+        experiment.model, folder.posterior(), dataset.test.inputs, samples=3, seed=prediction_seed(TINY)
+    )
+    wrong = predicted.probabilities.argmax(1) != dataset.test.targets
+    assert found.uncertainty.groups["wrong"].num_inputs == int(wrong.sum())
+    assert found.uncertainty.groups["right"].entropy[2] == pytest.approx(float(predicted.entropy[~wrong].quantile(0.5)))
+    assert found.uncertainty.groups["foreign"].num_inputs == 1000
+    assert found.foreign == "mnist5k with its quarters swapped"
+    assert found.disagreed[0].index == int(predicted.mutual_information.argmax())
+    assert len(found.disagreed) == len(found.surest_foreign) == 10
+    assert all(example.picture.startswith("data:image/png") for example in found.disagreed + found.surest_foreign)
+    sure = [example.confidence for example in found.surest_foreign]
+    assert sure == sorted(sure, reverse=True)
+
+
+def test_foreign_inputs_that_are_not_at_hand_are_not_downloaded(experiment, monkeypatch):
+    def missing(name, data_dir, *, download):
+        assert not download
+        raise DataNotFoundError(name)
+
+    monkeypatch.setattr("dswag.data.datasets.load_test", missing)
+    what, inputs = foreign.at_hand(replace(experiment.dataset, name="mnist"), None)
+    assert what == "mnist with its quarters swapped"
+    assert torch.equal(inputs, foreign.swapped(experiment.dataset))
 
 
 def test_posterior_is_that_of_the_short_form(experiment, finished):

@@ -12,7 +12,7 @@ from dswag.evaluation.bootstrap import Interval
 from dswag.evaluation.inspection import ClassScores, Inspection, Telling
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.reliability import Reliability
-from dswag.lab.report.answer import answer
+from dswag.lab.report.answer import answer, next_steps
 from dswag.lab.report.page import RunReport, render
 from dswag.lab.report.svg import PALETTE
 
@@ -131,7 +131,7 @@ def test_differences_have_a_column_with_their_intervals():
     run = replace(full_run(), nll_differences={"DSWAG": Interval(-0.005, -0.0081, -0.0019)})
     cells = Page(render([run])).cells
     assert "-0.0050 (-0.0081 to -0.0019)" in cells
-    assert "NLL differenceto the phase-1 model, 95 % interval" in cells
+    assert "NLL differenceto phase-1 model, 95 % interval" in cells
     assert not any("NLL difference" in cell for cell in Page(render([full_run()])).cells)
 
 
@@ -144,6 +144,54 @@ def test_a_method_better_than_both_is_named():
 def test_a_calibration_error_of_zero_is_no_divisor():
     said = answer({"phase-1 model": scores(ece=0.0), "DSWAG": scores(ece=0.01)})
     assert "its calibration error 0.0100 against 0.0000 (higher)" in said
+
+
+@pytest.mark.parametrize(
+    ("nll", "ece", "verdict"),
+    [
+        (0.29, 0.036, "has a lower negative log-likelihood than {}, but is worse calibrated: "),
+        (0.29, 0.021, "gives better probabilities than {}: "),
+        (0.3, 0.036, "has about the negative log-likelihood of {}, but is worse calibrated: "),
+        (0.3, 0.004, "has about the negative log-likelihood of {}, and is better calibrated: "),
+        (0.31, 0.004, "has a higher negative log-likelihood than {}, but is better calibrated: "),
+        (0.31, 0.036, "gives worse probabilities than {}: "),
+    ],
+)
+def test_calibration_has_a_say_beyond_two_standard_errors(nll, ece, verdict):
+    """0.002 on 10,000 examples, so 0.0063 on 1,000."""
+    methods = {"phase-1 model": scores(), "FedAvg, same budget": scores(), "DSWAG": scores(nll=nll, ece=ece)}
+    assert answer(methods).startswith(f"DSWAG {verdict.format('the phase-1 model')}")
+    said = answer(methods, baseline="FedAvg, same budget")
+    assert said.startswith(f"DSWAG {verdict.format('FedAvg on the same budget')}")
+
+
+SURE, CHANCE = Interval(0.02, 0.01, 0.03), Interval(0.01, -0.01, 0.03)
+BETTER = Interval(-0.02, -0.03, -0.01)
+
+
+@pytest.mark.parametrize(
+    ("difference", "baseline", "skewed", "tuned", "ece", "words"),
+    [
+        (SURE, "FedAvg, same budget", True, False, 0.02, ["drifted apart", "--holdout 0.1 --calibrate"]),
+        (SURE, "FedAvg, same budget", True, True, 0.05, ["make it shorter (--explore-epochs 2)."]),
+        (SURE, "FedAvg, same budget", False, False, 0.02, ["--scale 0.3"]),
+        (CHANCE, "FedAvg, same budget", True, False, 0.02, ["may be chance: several seeds"]),
+        (BETTER, "FedAvg, same budget", True, False, 0.02, []),
+        (BETTER, "FedAvg, same budget", False, False, 0.05, ["fit a temperature"]),
+        (BETTER, "phase-1 model", False, False, 0.02, ["--equal-budget"]),
+    ],
+)
+def test_a_reader_is_told_what_to_do_next(difference, baseline, skewed, tuned, ece, words):
+    methods = {baseline: scores(), "DSWAG": scores(ece=ece)}
+    steps = next_steps(methods, difference, baseline, skewed=skewed, tuned=tuned)
+    assert len(steps) == (1 if words else 0)
+    assert all(word in steps[0] for word in words)
+    html = render([RunReport("a", scores=methods, next_steps=steps)])
+    assert ("What to do next." in html) == bool(words)
+
+
+def test_of_a_run_without_dswag_there_is_nothing_to_do():
+    assert next_steps({"mean model": scores()}, None, "phase-1 model", skewed=True, tuned=False) == []
 
 
 def test_without_dswag_the_best_method_is_named():
@@ -267,10 +315,11 @@ def test_several_runs_are_compared_first_with_the_settings_in_which_they_differ(
     html = render([full_run("ten", clients=10), worse])
     page = Page(html)
     assert "<h1>2 runs compared</h1>" in html
-    assert "DSWAG has a lower negative log-likelihood than the phase-1 model in 1 of the 2 runs that have both." in html
-    start = page.cells.index("phase 1 clients")
+    said = "DSWAG has a lower negative log-likelihood than the phase-1 model in 1 of the 2 runs that have both, and is"
+    assert f"{said} worse calibrated in 0." in html
+    start = page.cells.index("clients")
     assert page.cells[start + 1 : start + 3] == ["10", "50"]
-    assert "phase 1 rounds" not in page.cells
+    assert "rounds" not in page.cells[start - 2 : start + 3]
     assert page.cells[page.cells.index("fifty") :][1:4] == ["0.0640", "0.0690", "–"]
     targets = {attributes["id"] for attributes in page.all("section")}
     assert {attributes["href"] for attributes in page.all("a")} == {f"#{target}" for target in targets}

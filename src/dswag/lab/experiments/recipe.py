@@ -23,7 +23,7 @@ from dswag.lab import models
 
 _EXAMPLES = {"concentration": 0.3, "shards_per_client": 2}
 """Settings that some partitions need, each with a value to try."""
-INDIFFERENT = ("data_dir", "checkpoint_every", "landscape_examples")
+INDIFFERENT = ("data_dir", "checkpoint_every", "equal_budget", "landscape_examples")
 """Settings that a run's outcome does not depend on, so that a resumed one may change them."""
 
 
@@ -57,6 +57,8 @@ class Recipe(Config):
     min_examples: Count = 2
     """Partition: training examples that each client has at least; with 2, one of them can be held out."""
 
+    equal_budget: Annotated[bool, Field(strict=True)] = False
+    """Report: spend the epochs of phase 2 on more rounds of phase 1 as well, and compare with that model."""
     landscape_examples: Annotated[int, Field(ge=0, strict=True)] | None = None
     """Report: training examples for the loss around the posterior; if not given, 1000, or 0 above a million weights."""
 
@@ -72,6 +74,8 @@ class Recipe(Config):
                     f"{name} is a setting of partition {' and '.join(users)}, got partition {self.partition}: "
                     f"change it, or leave {name} out"
                 )
+        if self.equal_budget and self.explore_final_learning_rate > self.explore_learning_rate:
+            faults.append("equal_budget goes on at falling rates: explore_final_learning_rate must be the smaller one")
         if faults:
             raise ValueError("\n".join(faults))
         return self

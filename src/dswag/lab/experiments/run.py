@@ -1,7 +1,7 @@
 """One run from its recipe to its scores, saved as it goes."""
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
@@ -21,6 +21,7 @@ from dswag.engines.recorded import Recorded
 from dswag.federation.client_sampling import cohort_size
 from dswag.federation.contract import Engine, TrainResult
 from dswag.federation.folds import Both, Snapshots
+from dswag.lab.baselines.phases import further
 from dswag.lab.experiments.landscape import points, survey
 from dswag.lab.experiments.recipe import Experiment, Recipe
 from dswag.lab.experiments.scoring import DEFAULT_KINDS, Scored, metrics, score_methods
@@ -61,7 +62,14 @@ class Surveying:
     points: int
 
 
-Event = Starting | RoundRecord | Exploring | ExploreRecord | Evaluating | Scored | Surveying
+@dataclass(frozen=True)
+class Continuing:
+    """The epochs of phase 2 are spent on so many more rounds of phase 1, to compare with."""
+
+    rounds: int
+
+
+Event = Starting | RoundRecord | Exploring | ExploreRecord | Continuing | Evaluating | Scored | Surveying
 
 
 def execute(
@@ -76,7 +84,8 @@ def execute(
     Args:
         experiment: what to run.
         folder: of a new run, or of one that was stopped.
-        advance: called for what happens between two events: an explorer is done, the loss is measured at a point.
+        advance: called for what happens between two events: an explorer or a round beyond phase 1 is done, the loss is
+            measured at a point.
         keep_answers: whether explorers' answers are saved, and told of, as they come; not where several processes run.
 
     Raises:
@@ -107,17 +116,20 @@ def _execute(
         posterior = _calibrated(experiment, folder, posterior)
     folder.save_posterior(posterior)
 
-    yield Evaluating(len(DEFAULT_KINDS) + 2)
+    seconds = {"phase 1": sum(record.seconds for record in history), "phase 2": exploration.seconds}
+    continued = None
+    if recipe.equal_budget:
+        started = perf_counter()
+        continued = yield from _continue(experiment, server, advance)
+        seconds["same budget"] = perf_counter() - started
+
+    yield Evaluating(len(DEFAULT_KINDS) + (2 if continued is None else 3))
     started = perf_counter()
     scored = []
-    for outcome in score_methods(experiment, server.theta, posterior, snapshots):
+    for outcome in score_methods(experiment, server.theta, posterior, snapshots, continued=continued):
         scored.append(outcome)
         yield outcome
-    seconds = {
-        "phase 1": sum(record.seconds for record in history),
-        "phase 2": exploration.seconds,
-        "evaluation": perf_counter() - started,
-    }
+    seconds["evaluation"] = perf_counter() - started
     seconds |= yield from _survey(experiment, folder, posterior, server.theta, advance)
     folder.save_metrics(metrics(scored, recipe, seconds))
     folder.remove_answers()
@@ -180,6 +192,19 @@ def _explore(
     posterior, snapshots = fold.result()
     record = ExploreRecord(perf_counter() - started, done.clients, done.missing, done.bytes_down, done.bytes_up)
     return posterior, snapshots, record
+
+
+def _continue(
+    experiment: Experiment, server: Server, advance: Callable[[], None]
+) -> Generator[Event, None, Float[Tensor, "d"]]:
+    """θ after as many more epochs of phase 1 as phase 2 has, at its rates."""
+    config = further(replace(experiment.recipe, rounds=server.round, stop_accuracy=None))
+    yield Continuing(config.rounds - server.round)
+    theta = server.theta
+    for done in synchronize(experiment.engine, server, config):
+        theta = done.theta
+        advance()
+    return theta
 
 
 def _class_counts(experiment: Experiment) -> ClassCounts:

@@ -17,16 +17,19 @@ from torch import Tensor
 from dswag.algorithms.prediction import Predictive, ensemble, predictive
 from dswag.core.randomness import derive_seed
 from dswag.data.datasets import ImageDataset
-from dswag.evaluation.bootstrap import Interval, mean_interval
+from dswag.evaluation.bootstrap import Interval, ReliabilityBand, mean_interval, reliability_band
 from dswag.evaluation.inspection import Inspection, Telling, inspect
 from dswag.evaluation.metrics import Scores, nll_of_each, score
 from dswag.evaluation.reliability import Reliability, reliability
+from dswag.evaluation.uncertainty import uncertainty
 from dswag.federation.contract import Kind
+from dswag.lab.experiments.foreign import at_hand
 from dswag.lab.experiments.recipe import Experiment, Recipe
 from dswag.posterior.gaussian import GaussianPosterior
-from dswag.runs.schema import Metrics
+from dswag.runs.schema import Examined, Metrics
 
 PHASE_1 = "phase-1 model"
+FEDAVG = "FedAvg, same budget"
 ENSEMBLE = "clients' ensemble"
 POSTERIOR_METHODS: dict[Kind | Literal["mean"], str] = {
     "mean": "mean model",
@@ -35,6 +38,12 @@ POSTERIOR_METHODS: dict[Kind | Literal["mean"], str] = {
     "low_rank": "DSWAG low rank",
 }
 """What predictions from a posterior are called, by the `kind` that `predictive` takes."""
+RESAMPLES = 300
+"""Of the test examples, for the bands around reliability curves."""
+FOREIGN_INPUTS = 1000
+"""That are predicted beside the test inputs."""
+SHOWN = 10
+"""Inputs of each kind whose pictures are kept."""
 DEFAULT_KINDS: tuple[Kind | Literal["mean"], ...] = ("mean", "swag", "diagonal")
 
 
@@ -46,8 +55,12 @@ class Scored:
     scores: Scores
     reliability: Reliability
     nll_difference: Interval | None = None
-    """NLL less that of the phase-1 model on the same examples, with a 95 % interval over them; None for that model."""
+    """NLL less that of the baseline on the same examples, with a 95 % interval over them; None for the baseline."""
+    band: ReliabilityBand | None = None
+    """Of DSWAG and the baseline."""
     inspection: Inspection | None = None
+    """Of DSWAG alone."""
+    examined: Examined | None = None
     """Of DSWAG alone."""
 
 
@@ -57,6 +70,7 @@ def score_methods(
     posterior: GaussianPosterior,
     snapshots: Float[Tensor, "s d"] | None = None,
     *,
+    continued: Float[Tensor, "d"] | None = None,
     kinds: Sequence[Kind | Literal["mean"]] = DEFAULT_KINDS,
 ) -> Iterator[Scored]:
     """The scores of one method after the other on the test set: phase 1, the posterior's kinds, the clients' ensemble.
@@ -66,6 +80,7 @@ def score_methods(
         theta: θ_T, the phase-1 model.
         posterior: what phase 3 made of the snapshots.
         snapshots: of all explorers, for their ensemble; it is left out if None.
+        continued: θ after as many more epochs of phase 1 as phase 2 has. It is the baseline, or θ_T where it is None.
         kinds: what to predict with from the posterior.
     """
     recipe, model, test = experiment.recipe, experiment.model, experiment.dataset.test
@@ -74,37 +89,81 @@ def score_methods(
         "batch_norm_examples": recipe.batch_norm_examples,
         "precision": recipe.precision,
     }
-    inputs = test.inputs
-    before = ensemble(model, theta[None], inputs, **options).probabilities.cpu()
-    nll_before = nll_of_each(before, test.targets)
+    single = {PHASE_1: theta} if continued is None else {PHASE_1: theta, FEDAVG: continued}
+    alone = {name: ensemble(model, each[None], test.inputs, **options).probabilities for name, each in single.items()}
+    *_, baseline = alone
+    nll_of_baseline = nll_of_each(alone[baseline].cpu(), test.targets)
 
-    def scored(method: str, prediction: Predictive) -> Scored:
-        probabilities = prediction.probabilities.cpu()
-        difference = mean_interval(nll_of_each(probabilities, test.targets) - nll_before, seed=recipe.seed)
-        closer = _inspected(probabilities, experiment.dataset) if method == POSTERIOR_METHODS["swag"] else None
-        return Scored(
-            method, score(probabilities, test.targets), reliability(probabilities, test.targets), difference, closer
-        )
+    def scored(method: str, probabilities: Float[Tensor, "n c"]) -> Scored:
+        probabilities, difference, band = probabilities.cpu(), None, None
+        if method != baseline:
+            difference = mean_interval(nll_of_each(probabilities, test.targets) - nll_of_baseline, seed=recipe.seed)
+        if method in (baseline, POSTERIOR_METHODS["swag"]):
+            band = reliability_band(probabilities, test.targets, seed=recipe.seed, resamples=RESAMPLES)
+        curve = reliability(probabilities, test.targets)
+        return Scored(method, score(probabilities, test.targets), curve, difference, band)
 
-    yield Scored(PHASE_1, score(before, test.targets), reliability(before, test.targets))
+    for name, probabilities in alone.items():
+        yield scored(name, probabilities)
+    what, foreign = at_hand(experiment.dataset, recipe.data_dir)
+    foreign = foreign[:FOREIGN_INPUTS]
     for kind in kinds:
         prediction = predictive(
             model,
             posterior,
-            inputs,
+            torch.cat([test.inputs, foreign]) if kind == "swag" else test.inputs,
             samples=recipe.samples,
             seed=prediction_seed(recipe),
             kind=kind,
             scale=recipe.scale,
             **options,
         )
-        yield scored(POSTERIOR_METHODS[kind], prediction)
+        of_test = _rows(prediction, slice(len(test)))
+        outcome = scored(POSTERIOR_METHODS[kind], of_test.probabilities)
+        if kind == "swag":
+            others = _rows(prediction, slice(len(test), None))
+            outcome = replace(
+                outcome,
+                inspection=_inspected(of_test.probabilities, experiment.dataset),
+                examined=_examined(of_test, others, experiment.dataset, what, foreign),
+            )
+        yield outcome
     if snapshots is not None:
-        yield scored(ENSEMBLE, ensemble(model, snapshots, inputs, **options))
+        yield scored(ENSEMBLE, ensemble(model, snapshots, test.inputs, **options).probabilities)
+
+
+def _rows(prediction: Predictive, rows: slice) -> Predictive:
+    names = ("probabilities", "expected_entropy", "mutual_information", "variance")
+    return replace(prediction, **{name: getattr(prediction, name)[rows] for name in names})
+
+
+def _examined(
+    of_test: Predictive,
+    others: Predictive,
+    dataset: ImageDataset,
+    what: str,
+    foreign: UInt8[Tensor, "m channels h w"],
+) -> Examined:
+    """The uncertainty of DSWAG's predictions for test and foreign inputs, with pictures of those that stand out."""
+    names, targets = dataset.class_names, dataset.test.targets
+
+    def telling(prediction: Predictive, i: int, target: str, image: UInt8[Tensor, "channels h w"]) -> Telling:
+        confidence, label = prediction.probabilities[i].max(0)
+        return Telling(i, target, names[int(label)], float(confidence), _data_uri(image))
+
+    disagreed = of_test.mutual_information.sort(descending=True, stable=True).indices[:SHOWN].tolist()
+    surest = others.probabilities.amax(1).sort(descending=True, stable=True).indices[:SHOWN].tolist()
+    return Examined(
+        uncertainty=uncertainty(of_test, targets, others),
+        foreign=what,
+        disagreed=tuple(telling(of_test, i, names[int(targets[i])], dataset.test.inputs[i]) for i in disagreed),
+        surest_foreign=tuple(telling(others, i, "", foreign[i]) for i in surest),
+    )
 
 
 def _inspected(probabilities: Float[Tensor, "n c"], dataset: ImageDataset) -> Inspection:
     """The inspection of predictions of the test set, with pictures."""
+    probabilities = probabilities.cpu()
 
     def pictured(example: Telling) -> Telling:
         return replace(example, picture=_data_uri(dataset.test.inputs[example.index]))
@@ -139,6 +198,9 @@ def metrics(scored: Sequence[Scored], recipe: Recipe, seconds: Mapping[str, floa
         nll_differences={
             outcome.method: outcome.nll_difference for outcome in scored if outcome.nll_difference is not None
         },
+        baseline=next(outcome.method for outcome in scored if outcome.nll_difference is None),
+        bands={outcome.method: outcome.band for outcome in scored if outcome.band is not None},
+        uncertainty=next((outcome.examined for outcome in scored if outcome.examined is not None), None),
         samples=recipe.samples,
         scale=recipe.scale,
         seconds=seconds,

@@ -257,7 +257,9 @@ def _read(path: Path, kind: type[KeptT]) -> KeptT | None:
     return read
 
 
-_AFTERWARDS = frozenset({"data_dir", "rank", "centering", "samples", "scale", "calibrate", "landscape_examples"})
+_AFTERWARDS = frozenset(
+    {"data_dir", "rank", "centering", "samples", "scale", "calibrate", "equal_budget", "landscape_examples"}
+)
 """Settings that neither phase of training depends on."""
 
 _PHASE_2 = frozenset(

@@ -17,6 +17,8 @@ class Column:
     title: str
     better: Literal["higher", "lower"] | None = None
     plotted: bool = False
+    cost: bool = False
+    """Whether it is of what a method spends, and stands in a table of its own."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def render_comparison(
     rows: Mapping[str, Sequence[Cell]],
     *,
     described: Mapping[str, str],
+    answer: str = "",
     notes: Sequence[str] = (),
     settings: Mapping[str, object] | None = None,
 ) -> str:
@@ -46,6 +49,7 @@ def render_comparison(
         columns: in the order in which they are shown.
         rows: for each method, a cell for every column.
         described: what each method is.
+        answer: what the page says first.
         notes: sentences that the reader must know to judge the numbers.
         settings: of the run.
 
@@ -65,17 +69,28 @@ def render_comparison(
         name: [(cell.text, cell.contends and cell.mean == mean) for cell, mean in zip(cells, best, strict=True)]
         for name, cells in rows.items()
     }
+    tables = [
+        (
+            caption,
+            [column for column in columns if column.cost == cost],
+            {
+                name: [cell for cell, column in zip(cells, columns, strict=True) if column.cost == cost]
+                for name, cells in marked.items()
+            },
+        )
+        for caption, cost in (("How good predictions are", False), ("What that costs", True))
+    ]
     several = any(cell.std is not None for cells in rows.values() for cell in cells)
     return TEMPLATES.get_template("comparison.html.j2").render(
         heading=title,
         sections=[],
-        columns=columns,
+        tables=[table for table in tables if table[1]],
+        answer=answer,
         several=several,
         any_best=any(mean is not None for mean in best),
-        rows=marked,
         described=described,
         notes=notes,
-        settings={name: setting_text(value) for name, value in (settings or {}).items()},
+        settings={name.replace("_", " "): setting_text(value) for name, value in (settings or {}).items()},
         picture=Markup(points_by_method(plotted)) if plotted else "",
     )
 

@@ -1,5 +1,7 @@
 """What the page says of classes, and the examples that it shows as pictures."""
 
+from collections.abc import Sequence
+
 from dswag.evaluation.inspection import ClassScores, Inspection, Telling
 
 
@@ -8,10 +10,15 @@ def examples_section(inspection: Inspection) -> dict[str, object]:
     return {
         "rows": {each.name: _cells(each) for each in inspection.classes},
         "galleries": {
-            "Least certain": [_shown(example) for example in inspection.most_uncertain if example.picture],
-            "Most confidently wrong": [_shown(example) for example in inspection.most_wrong if example.picture],
+            "Least certain": gallery(inspection.most_uncertain),
+            "Most confidently wrong": gallery(inspection.most_wrong),
         },
     }
+
+
+def gallery(examples: Sequence[Telling]) -> list[dict[str, str]]:
+    """Those that have a picture, with their words."""
+    return [_shown(example) for example in examples if example.picture]
 
 
 def _cells(scores: ClassScores) -> list[str]:
@@ -23,10 +30,13 @@ def _cells(scores: ClassScores) -> list[str]:
 def _shown(example: Telling) -> dict[str, str]:
     """The picture, what stands below it, and words for those who do not see it."""
     verdict = "correctly" if example.target == example.predicted else "wrongly"
-    said = f"{example.target}, {verdict} predicted as {example.predicted} with probability {example.confidence:.2f}"
+    said = f"predicted as {example.predicted} with probability {example.confidence:.2f}"
+    foreign = not example.target
     return {
         "picture": example.picture,
-        "caption": f"{example.target} → {example.predicted}",
+        "caption": f"→ {example.predicted}" if foreign else f"{example.target} → {example.predicted}",
         "probability": f"{example.confidence:.2f}",
-        "words": f"Test image {example.index}: {said}",
+        "words": f"Foreign image {example.index}, {said}"
+        if foreign
+        else f"Test image {example.index}: {example.target}, {verdict} {said}",
     }

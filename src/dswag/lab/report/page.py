@@ -8,16 +8,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dswag.data.class_counts import ClassCounts
-from dswag.evaluation.bootstrap import Interval
+from dswag.evaluation.bootstrap import Interval, ReliabilityBand
 from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.reliability import Reliability
-from dswag.lab.report.answer import BASELINE, METHOD, answer, side, standard_error
+from dswag.lab.report.answer import BASELINE, METHOD, answer, calibrated, named, side, standard_error
 from dswag.lab.report.clients import clients_section
 from dswag.lab.report.examples import examples_section
 from dswag.lab.report.landscape import landscape_section
 from dswag.lab.report.plots import reliability_diagram, training_curve
-from dswag.runs.schema import Landscape
+from dswag.lab.report.uncertainty import uncertainty_section
+from dswag.runs.schema import Examined, Landscape
 
 TEMPLATES = Environment(
     loader=PackageLoader("dswag.lab.report", ""),
@@ -57,7 +58,11 @@ class RunReport:
     - tables: further pairs of names and texts to show, by caption; those without pairs are left out.
     - notes: sentences that the reader must know to judge the numbers.
     - inspection: by method, what is shown of classes and examples; that of DSWAG is.
-    - nll_differences: by method, NLL less that of the phase-1 model, with a 95 % interval over test examples.
+    - baseline: the method that the others are compared with.
+    - nll_differences: by method, NLL less that of the baseline, with a 95 % interval over test examples.
+    - bands: by method, its reliability curve with where it might be for other test examples.
+    - uncertainty: of DSWAG's predictions, where they are right and wrong and for foreign inputs.
+    - next_steps: sentences on what to do after reading the page.
     - partition: how many training examples of each class each client has.
     - landscape: the training loss around the posterior's mean.
 
@@ -77,6 +82,10 @@ class RunReport:
     landscape: Landscape | None = None
     inspection: Mapping[str, Inspection] = field(default_factory=dict)
     nll_differences: Mapping[str, Interval] = field(default_factory=dict)
+    baseline: str = BASELINE
+    bands: Mapping[str, ReliabilityBand] = field(default_factory=dict)
+    uncertainty: Examined | None = None
+    next_steps: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         counts = {name: scores.num_examples for name, scores in self.scores.items()}
@@ -116,13 +125,16 @@ def _section(run: RunReport, number: int) -> dict[str, object]:
     ]
     return {
         "title": run.title,
-        "answer": answer(run.scores, run.nll_differences.get(METHOD)),
+        "answer": answer(run.scores, run.nll_differences.get(METHOD), run.baseline),
+        "next_steps": run.next_steps,
+        "baseline": run.baseline,
         "notes": run.notes,
         "rows": {name: [(text, text == best[index]) for index, text in enumerate(row)] for name, row in rows.items()},
         "differences": {name: _interval(difference) for name, difference in run.nll_differences.items()},
         "num_examples": next((scores.num_examples for scores in run.scores.values()), 0),
         "standard_error": f"{max((100 * standard_error(scores) for scores in run.scores.values()), default=0):.2f}",
-        "reliability": Markup(reliability_diagram(run.reliability)) if run.reliability else "",
+        "reliability": Markup(reliability_diagram(run.reliability, run.bands)) if run.reliability else "",
+        "uncertainty": uncertainty_section(run.uncertainty, number) if run.uncertainty is not None else {},
         "training": Markup(training_curve(run.history)) if run.history else "",
         "rounds": len(run.history),
         "duration": _duration(run.history),
@@ -146,21 +158,19 @@ def _comparison(runs: Sequence[RunReport]) -> dict[str, object]:
             best = _best(column, filter(None, texts)) if len(run.scores) > 1 else ""
             rows.append((run.title, [(text, text != "" and text == best) for text in texts]))
         blocks.append((column, rows))
-    flat = [
-        {
-            " ".join((group, name)).strip(): text
-            for group, pairs in _groups(run.settings).items()
-            for name, text in pairs.items()
-        }
-        for run in runs
-    ]
+    flat = [{name: text for pairs in _groups(run.settings).values() for name, text in pairs.items()} for run in runs]
     names = dict.fromkeys(name for settings in flat for name in settings)
     differing = [name for name in names if len({settings.get(name) for settings in flat}) > 1]
-    both = [run.scores for run in runs if METHOD in run.scores and BASELINE in run.scores]
-    better = sum(side(scores[METHOD].nll, scores[BASELINE].nll) == "lower" for scores in both)
-    said = f"{METHOD} has a lower negative log-likelihood than the {BASELINE} in {better} of the {len(both)} runs that "
+    both = [(run.scores[METHOD], run.scores[run.baseline]) for run in runs if {METHOD, run.baseline} <= set(run.scores)]
+    better = sum(side(ours.nll, theirs.nll) == "lower" for ours, theirs in both)
+    worse = sum(calibrated(ours, theirs) == "higher" for ours, theirs in both)
+    baselines = " or ".join(dict.fromkeys(named(run.baseline) for run in runs))
+    said = (
+        f"{METHOD} has a lower negative log-likelihood than {baselines} in {better} of the {len(both)} runs that have "
+        f"both, and is worse calibrated in {worse}."
+    )
     return {
-        "answer": said + "have both." if both else f"No run compares {METHOD} with the {BASELINE}.",
+        "answer": said if both else f"No run compares {METHOD} with {baselines}.",
         "methods": methods,
         "blocks": blocks,
         "titles": [run.title for run in runs],
@@ -173,10 +183,14 @@ def _groups(settings: Mapping[str, object]) -> dict[str, dict[str, str]]:
     groups: dict[str, dict[str, str]] = {"": {}}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            groups[name] = {str(key): setting_text(inner) for key, inner in value.items()}
+            groups[name] = {_words(str(key)): setting_text(inner) for key, inner in value.items()}
         else:
-            groups[""][name] = setting_text(value)
+            groups[""][_words(name)] = setting_text(value)
     return {name: pairs for name, pairs in groups.items() if pairs}
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def setting_text(value: object) -> str:

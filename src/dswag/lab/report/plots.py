@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from dswag.data.class_counts import ClassCounts
+from dswag.evaluation.bootstrap import ReliabilityBand
 from dswag.evaluation.reliability import Reliability
 from dswag.lab.report.svg import INK, MARKERS, PALETTE, style, to_svg
 
@@ -21,32 +22,31 @@ MOST_ROWS = 50
 _NEAREST_TO_ONE = 1e-4
 
 
-def reliability_diagram(curves: Mapping[str, Reliability]) -> str:
-    """SVG of confidence - accuracy against confidence, one line per named curve.
+def reliability_diagram(curves: Mapping[str, Reliability], bands: Mapping[str, ReliabilityBand] | None = None) -> str:
+    """SVG of confidence - accuracy against confidence, one line per named curve, within its band.
 
-    The horizontal axis is log(1 - confidence), as in Maddox et al. 2019, which gives every step from 0.9 to 0.99 to
-    0.999 the same width. Bins above 0.9999 are drawn at 0.9999, whose tick then says "at least".
+    Where there are bands, only curves that have one are drawn: five zig-zag lines tell nothing. The horizontal axis is
+    log(1 - confidence), as in Maddox et al. 2019, which gives every step from 0.9 to 0.99 to 0.999 the same width. Bins
+    above 0.9999 are drawn at 0.9999, whose tick then says "at least".
 
     Raises:
         ValueError: no curve.
     """
+    bands = bands or {}
+    curves = {name: band.curve for name, band in bands.items()} or curves
     if not curves:
         raise ValueError("a reliability diagram needs at least one curve, got none")
     with style(f"reliability {dict(curves)}"):
         figure = Figure(figsize=(4.8, 3.7))
         axes = figure.subplots()
         axes.axhline(0, color=INK, linewidth=1, zorder=1)
-        lines = [
-            axes.plot(
-                _spread(curve.confidence),
-                curve.gap,
-                color=PALETTE[index % len(PALETTE)],
-                marker=MARKERS[index % len(MARKERS)],
-                markersize=4,
-                zorder=2,
-            )[0]
-            for index, curve in enumerate(curves.values())
-        ]
+        lines = []
+        for index, (name, curve) in enumerate(curves.items()):
+            color, at = PALETTE[index % len(PALETTE)], _spread(curve.confidence)
+            if name in bands:
+                axes.fill_between(at, bands[name].low, bands[name].high, color=color, alpha=0.2, linewidth=0, zorder=0)
+            marker = MARKERS[index % len(MARKERS)]
+            lines += axes.plot(at, curve.gap, color=color, marker=marker, markersize=4, zorder=2)
         axes.set_xlabel("confidence")
         axes.set_ylabel("confidence − accuracy\n(above 0: overconfident)")
         _confidence_ticks(axes, most=max(max(curve.confidence) for curve in curves.values()))
