@@ -41,7 +41,7 @@ BAD = [
     *((name, None) for name in ("learning_rate", "momentum", "weight_decay", "scale")),
     *((name, value) for name in SHARES for value in (0, -1, 11, 0.0, -0.5, 1.5, math.nan, math.inf, True, "3", None)),
     *(("seed", value) for value in (-1, 0.5, True, "0", None)),
-    *(("rank", value) for value in (1, -1, 2.0, True, "20")),
+    *(("rank", value) for value in (1, -1, 10**9, 2.0, True, "20")),
     *(("batch_norm_examples", value) for value in (0, 1, -5, 100.0, True, "all")),
     *(("stop_accuracy", value) for value in (0, 0.0, 1.01, 97)),
     *((name, value) for name in MOMENTA for value in (1, 1.0, -0.1)),

@@ -89,7 +89,7 @@ def train(
     for done in synchronize(engine, Server(theta), config):
         theta = done.theta
         history.append(done.summary())
-    posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.posterior()
+    posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.finish()
     said = getattr(engine, "loss", None)
     if said is not None:
         posterior = replace(posterior, link=learned(said))

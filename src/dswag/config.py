@@ -16,6 +16,7 @@ from dswag.core.validation import validated
 from dswag.federation.aggregation import ROBUST
 from dswag.federation.client_sampling import cohort_size, fewest_withstanding, malicious_number
 from dswag.federation.contract import ClientUpdate, Part
+from dswag.posterior.deviations import MOST as MOST_COLUMNS
 from dswag.posterior.robust_moments import SPARE
 
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -100,7 +101,7 @@ class Config:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Client update: "bfloat16" runs forward and backward passes under autocast; weights stay float32."""
 
-    rank: Annotated[int, Field(ge=0, strict=True)] = 20
+    rank: Annotated[int, Field(ge=0, le=MOST_COLUMNS, strict=True)] = 20
     """Phase 3: deviation columns that are kept, at most (K); 0 gives a diagonal posterior."""
     centering: Literal["final", "running"] = "final"
     """Phase 3: center columns on the final mean, or on the running mean as printed in line 29."""

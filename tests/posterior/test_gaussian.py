@@ -165,6 +165,12 @@ def test_a_posterior_that_cannot_be_is_refused(change, words):
         GaussianPosterior(**parts)
 
 
+def test_finite_numbers_whose_sum_overflows_are_a_posterior():
+    large = torch.full((3,), 2e38)
+    posterior = GaussianPosterior(mean=large, variance=large, deviations=large.expand(2, 3), count=2)
+    assert torch.equal(posterior.mean, large)
+
+
 def small_model():
     return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
 

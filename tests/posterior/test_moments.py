@@ -12,6 +12,7 @@ from torch import nn
 from dswag import GaussianPosterior, Layout, Moments
 from dswag.core.randomness import generator_for
 from dswag.federation.contract import TrainResult
+from dswag.posterior.ledger import Ledger
 
 D = 5_000
 
@@ -186,6 +187,42 @@ def test_posterior_can_be_taken_midway_and_adding_goes_on():
     assert torch.equal(moments.posterior().deviations, accumulate(anchor, thetas, rank=2).posterior().deviations)
 
 
+@pytest.mark.parametrize("options", [{}, {"rank": 4}, {"rank": 500}, {"columns": "svd"}, {"centering": "running"}])
+@pytest.mark.parametrize("dtype", BOUND)
+@pytest.mark.parametrize("sizes", [(1,) * 40, (2, 3, 1, 2)])
+def test_finishing_gives_the_same_posterior_and_leaves_nothing(options, dtype, sizes):
+    moments = accumulate(torch.zeros(40), of_clients(sizes)[::-1], dtype=dtype, **options)
+    expected = moments.posterior()
+    finished = moments.finish()
+    assert finished.count == sum(sizes)
+    assert finished.tensors().keys() == expected.tensors().keys()
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(finished.tensors()[name], tensor)
+    assert (moments.count, moments.state()) == (0, {})
+    with pytest.raises(ValueError, match="at least 2 snapshots, got 0"):
+        moments.finish()
+    for theta in torch.eye(40)[:3]:
+        moments.add(theta)
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(finished.tensors()[name], tensor)
+
+
+def test_finishing_takes_no_second_copy_of_the_columns():
+    moments = accumulate(torch.zeros(40), of_clients((3, 2)))
+    state = moments.state()
+    finished = moments.finish()
+    assert finished.deviations.data_ptr() == state["columns.differences [d]"].data_ptr()
+    assert finished.deviations_within.data_ptr() == state["columns.within [d]"].data_ptr()
+
+
+@pytest.mark.parametrize("columns", ["last", "svd"])
+def test_columns_that_never_come_take_no_memory(columns):
+    moments = Moments(torch.zeros(1 << 20), rank=10_000, columns=columns)  # 40 GB
+    for _ in range(3):
+        moments.add(torch.zeros(1 << 20))
+    assert sum(tensor.numel() for tensor in moments.state().values()) < 10 << 20
+
+
 @pytest.mark.parametrize(("n", "share"), [(2, 0.50), (5, 0.68), (10, 0.79), (20, 0.86), (30, 0.90)])
 def test_printed_running_columns_lose_the_stated_share_of_the_variance(n, share):
     """(n - H_n) / (n - 1) of the variance is left, for K = n (docs/paper.md)."""
@@ -212,9 +249,9 @@ def test_merging_different_ranks_is_refused():
         Moments(rank=2).merge(Moments(rank=3))
 
 
-@pytest.mark.parametrize("rank", [1, -1])
-def test_rank_that_cannot_be_is_refused(rank):
-    with pytest.raises(ValueError, match=f"rank must be 0 or at least 2, got {rank}"):
+@pytest.mark.parametrize(("rank", "words"), [(1, "0 or at least 2"), (-1, "0 or at least 2"), (10**9, "at most 10000")])
+def test_rank_that_cannot_be_is_refused(rank, words):
+    with pytest.raises(ValueError, match=f"rank must be {words}, got {rank}"):
         Moments(rank=rank)
 
 
@@ -324,6 +361,16 @@ def test_modules_that_own_parameters_and_children_are_averaged_by_name():
     for name, parameter in fresh.named_parameters():
         torch.testing.assert_close(parameter.double(), means[name], rtol=1e-6, atol=1e-7)
     assert (fresh.scale, fresh.steps) == (3.0, 7)
+
+
+def test_a_module_that_is_refused_leaves_no_layout_behind():
+    moments, broken, good = Moments(), nn.Linear(2, 2), nn.Linear(3, 1)
+    nn.init.constant_(broken.weight, float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        moments.add(broken)
+    assert moments.layout is None
+    moments.add(good)
+    assert moments.layout == Layout.of(good)
 
 
 def test_every_snapshot_weighs_the_same_and_the_anchor_nothing():
@@ -570,6 +617,90 @@ def test_a_client_whose_columns_displaced_others_cannot_be_removed():
     assert moments.count == 4
 
 
+@pytest.mark.parametrize(("rank", "n"), [(0, 4), (2, 4)])
+@pytest.mark.parametrize("index", [4, 17])
+def test_an_index_that_was_never_added_cannot_be_removed_whatever_the_columns(rank, n, index):
+    _, thetas = snapshots(n, d=16)
+    moments = accumulate(None, thetas, rank=rank)
+    before = moments.posterior().tensors()
+    with pytest.raises(ValueError, match=f"not added: there was none with index {index}"):
+        moments.remove(thetas[0], index=index)
+    assert moments.count == n
+    assert all(torch.equal(tensor, before[name]) for name, tensor in moments.posterior().tensors().items())
+
+
+def test_nothing_can_be_removed_twice_also_after_a_journey_and_a_merge():
+    _, thetas = snapshots(6, d=16)
+    moments, other = Moments(rank=0), Moments(rank=0)
+    for index, theta in enumerate(thetas):
+        (moments if index % 2 else other).add(theta, index=index)
+    moments.merge(other)
+    there = Moments(rank=0)
+    there.load(moments.state())
+    there.remove(thetas[2], index=2)
+    with pytest.raises(ValueError, match="none with index 2"):
+        there.remove(thetas[2], index=2)
+    assert there.count == 5
+
+
+def test_a_client_with_another_number_of_snapshots_cannot_be_removed():
+    moments = accumulate(None, of_clients((2, 3)), rank=0)
+    with pytest.raises(ValueError, match="index 1 was added with another number, for a removal of 2"):
+        moments.remove(of_clients((2, 3))[1][:2], index=1)
+
+
+def test_another_theta_than_the_one_added_cannot_be_removed():
+    _, thetas = snapshots(4, d=16)
+    moments, other = accumulate(None, thetas[:2]), Moments()
+    for index in (2, 3):
+        other.add(thetas[index], index=index)
+    moments.merge(other)  # columns that were shifted are still known
+    with pytest.raises(ValueError, match="snapshot 0 of 2 was another θ"):
+        moments.remove(thetas[3], index=2)
+    moments.remove(thetas[2], index=2)
+    expected = accumulate(None, [thetas[0], thetas[1]])
+    expected.add(thetas[3], index=3)
+    torch.testing.assert_close(moments.posterior().deviations, expected.posterior().deviations, rtol=0, atol=1e-6)
+
+
+def test_clients_that_share_an_index_keep_their_columns():
+    _, thetas = snapshots(4, d=16)
+    moments = accumulate(None, thetas[:2])
+    moments.merge(accumulate(None, thetas[2:]))  # both count from 0
+    with pytest.raises(ValueError, match="index 0 was added 2 times, and it is not known whose columns"):
+        moments.remove(thetas[0], index=0)
+    assert moments.posterior().deviations.shape == (4, 16)
+    sums = accumulate(None, thetas[:2], rank=0, dtype=torch.float64)
+    sums.merge(accumulate(None, thetas[2:], rank=0, dtype=torch.float64))
+    sums.remove(thetas[0], index=0)  # of sums it does not matter
+    torch.testing.assert_close(sums.posterior().mean, accumulate(None, thetas[1:]).posterior().mean)
+
+
+@given(st.data())
+def test_the_ledger_counts_what_a_list_would(data):
+    events = data.draw(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 2)), max_size=20))
+    halves, listed = (Ledger(), Ledger()), list(events)
+    for number, event in enumerate(events):
+        halves[number % 2].add(*event)
+    halves[0].merge(halves[1])
+    ledger = Ledger()
+    ledger.load(halves[0].state())
+    for event in data.draw(st.permutations(events))[: len(events) // 2]:
+        ledger.remove(*event)
+        listed.remove(event)
+    for index in range(8):
+        assert ledger.times(index) == sum(index == found for found, _ in listed)
+        assert ledger.times(index, 2) == listed.count((index, 2))
+
+
+def test_the_ledger_of_clients_in_order_is_one_run():
+    ledger, later = Ledger(), Ledger()
+    for index in range(1000):
+        (ledger if index < 500 else later).add(index, 3)
+    ledger.merge(later)
+    assert ledger.state().tolist() == [[0, 1000, 3]]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"columns": "svd"}, "principal columns cannot be removed"), ({"centering": "running"}, "cannot be removed")],
@@ -614,6 +745,19 @@ def test_principal_columns_are_carried_with_a_client_of_more_snapshots_than_colu
     for either in (moments, there):
         either.add(torch.zeros(40))
     assert torch.equal(there.posterior().deviations, moments.posterior().deviations)
+
+
+def test_looking_at_principal_columns_or_merging_them_elsewhere_changes_nothing():
+    generator = generator_for(12)
+    thetas = list(torch.randn(23, 40, generator=generator))
+    watched, left_alone = Moments(columns="svd", rank=4), Moments(columns="svd", rank=4)
+    for theta in thetas:
+        watched.add(theta)
+        left_alone.add(theta)
+        if watched.count > 1:
+            watched.posterior()
+            Moments(columns="svd", rank=4).merge(watched)
+    assert torch.equal(watched.posterior().deviations, left_alone.posterior().deviations)
 
 
 def test_two_snapshots_have_one_principal_direction():

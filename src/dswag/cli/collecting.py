@@ -51,7 +51,7 @@ def collect(options: Collect) -> None:
             found=found,
             taken_in=lambda path: display.advance(_name(path, files)),
         )
-    posterior = moments.posterior()
+    posterior = moments.finish()
     remove_leftovers(options.output)
     with writing(options.output), _ending_when_told():
         posterior.save(options.output)

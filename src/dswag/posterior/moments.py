@@ -11,8 +11,9 @@ from dswag.core.choices import check_choice
 from dswag.core.parameters import Layout
 from dswag.core.shards import Shards, split
 from dswag.federation.contract import PER_COORDINATE, TrainResult, prefixed, within
-from dswag.posterior.deviations import Columns, LastColumns, PrincipalColumns
+from dswag.posterior.deviations import Columns, LastColumns, PrincipalColumns, check_rank
 from dswag.posterior.gaussian import GaussianPosterior
+from dswag.posterior.ledger import Ledger
 from dswag.posterior.welford import Scatter
 
 Snapshot = Float[Tensor, "d"] | Float[Tensor, "s d"] | nn.Module | Mapping[str, Tensor] | TrainResult
@@ -43,8 +44,8 @@ class Moments:
             grouping and clients that are removed again change at most the last digit of a float32 posterior.
 
     Raises:
-        ValueError: a rank of 1 or below 0, principal columns of rank 0 or on a running mean, an unknown kind of columns
-            or centering, or another dtype.
+        ValueError: a rank of 1, below 0 or above 10,000, principal columns of rank 0 or on a running mean, an unknown
+            kind of columns or centering, or another dtype.
     """
 
     def __init__(
@@ -59,10 +60,7 @@ class Moments:
     ) -> None:
         check_choice("columns", columns, ("last", "svd"))
         check_choice("centering", centering, ("final", "running"))
-        if rank < 0 or rank == 1:
-            raise ValueError(
-                f"rank must be 0 or at least 2, got {rank}: the covariance divides by the number of columns minus one"
-            )
+        check_rank(rank)
         if columns == "svd" and not rank:
             raise ValueError('columns="svd" are principal directions: use a rank of at least 2')
         if (columns, centering) == ("svd", "running"):
@@ -76,6 +74,7 @@ class Moments:
         self.dtype = dtype
         self._layout_found = False  # in the first module, rather than given
         self._next_index = 0
+        self._ledger = Ledger()
         self._scatter: Scatter | None = None  # allocated once it is known what θ looks like
         self._columns: Columns
         if anchor is not None:
@@ -96,10 +95,12 @@ class Moments:
             ValueError: a snapshot whose shape or device does not fit, or that is NaN or infinite; or a module with
                 other trainable parameters than the first.
         """
-        thetas, key = self._read(snapshot, index)
+        thetas, key, layout = self._read(snapshot, index)
         thetas = thetas.to(device)
         scatter = self._fitting(thetas, key)
-        self._next_index = max(self._next_index, key + 1)
+        self._layout_found = self._layout_found or (self.layout is None and layout is not None)
+        self.layout, self._next_index = layout, max(self._next_index, key + 1)
+        self._ledger.add(key, len(thetas))
         rows = self._columns.reserve([(key, number) for number in range(len(thetas))])  # l. 28-30
         scatter.add(thetas, rows, running=self.centering == "running")
 
@@ -137,15 +138,29 @@ class Moments:
         others, the variance keeps a relative error of about m² 1e-7. Use dtype=torch.float64 if clients are removed
         because they are outliers.
 
+        Where its columns are kept, they are compared with the snapshots; otherwise it is the caller who knows that
+        these are the ones that were added.
+
         Raises:
-            ValueError: other columns were dropped to make room for the client's; columns are principal directions, or
-                centered on the running mean; there are fewer snapshots, or none that was added with this index.
+            ValueError: nothing that was added with this index, or with as many snapshots, or others; several that were
+                added with this index, of which it is not known whose columns are whose; other columns that were dropped
+                to make room for the client's; columns that are principal directions, or centered on the running mean.
         """
-        thetas, _ = self._read(snapshot, index)
+        thetas, _, _ = self._read(snapshot, index)
+        found = self._ledger.times(index)
+        if not self._ledger.times(index, len(thetas)):
+            had = f"index {index} was added with another number" if found else f"there was none with index {index}"
+            raise ValueError(f"nothing can be removed that was not added: {had}, for a removal of {len(thetas)}")
+        if found > 1 and self.rank:
+            raise ValueError(
+                f"index {index} was added {found} times, and it is not known whose columns are whose: "
+                "give every client its own index, also in accumulators that are merged, or use rank=0"
+            )
         scatter = self._fitting(thetas, index)
-        if len(thetas) > self.count:
-            raise ValueError(f"{len(thetas)} snapshots cannot be removed from {self.count}")
-        self._columns.remove([(index, number) for number in range(len(thetas))])
+        differences = thetas.to(scatter.anchor.dtype) - scatter.anchor
+        rounding = 16 * torch.finfo(differences.dtype).eps * float(thetas.norm() + scatter.anchor.norm())
+        self._columns.remove([(index, number) for number in range(len(thetas))], differences, rounding)
+        self._ledger.remove(index, len(thetas))
         scatter.remove(thetas)
 
     def merge(self, other: Self) -> None:
@@ -166,33 +181,31 @@ class Moments:
         shift = scatter.shift(other._scatter)
         self._columns.merge(other._columns, shift)
         scatter.merge(other._scatter, shift)
+        self._ledger.merge(other._ledger)
         self._next_index = max(self._next_index, other._next_index)
 
     def posterior(self) -> GaussianPosterior:
         """The Gaussian over weights (line 32): mean, variance (divided by n, not n - 1) and columns [k, d].
 
+        Snapshots can go on coming in afterwards: what is here stays as it is.
+
         Raises:
             ValueError: fewer than two snapshots, which have no spread.
         """
-        scatter = self._scatter
-        if scatter is None or scatter.count < 2:
-            raise ValueError(
-                f"a posterior needs at least 2 snapshots, got {self.count}: "
-                "use more explorers, more cycles, or more snapshots per cycle"
-            )
-        variance = (scatter.total / scatter.count).clamp_min_(0)  # l. 32; what was removed may leave less than nothing
-        within, dtype = None, scatter.anchor.dtype
-        if scatter.within is not None:
-            within = torch.minimum((scatter.within / scatter.count).clamp_min_(0), variance).to(dtype)
-        return GaussianPosterior(
-            mean=(scatter.anchor + scatter.mean).to(dtype),
-            variance=variance.to(dtype),
-            deviations=self._columns.centered(scatter.mean),
-            count=scatter.count,
-            layout=self.layout,
-            variance_within=within,
-            deviations_within=None if within is None else self._columns.within(),
-        )
+        return self._made(self._with_spread(), self._columns, take=False)
+
+    def finish(self) -> GaussianPosterior:
+        """The posterior, in the memory that its columns have here: afterwards no snapshots are left here.
+
+        It is that of `posterior`, bit for bit, without a moment at which the columns exist twice.
+
+        Raises:
+            ValueError: fewer than two snapshots, which have no spread; they stay.
+        """
+        scatter, columns = self._with_spread(), self._columns
+        self._scatter, self._ledger, self._next_index = None, Ledger(), 0
+        del self._columns
+        return self._made(scatter, columns, take=True)
 
     def result(self) -> GaussianPosterior:
         """The posterior; folds call their outcome `result`."""
@@ -219,34 +232,62 @@ class Moments:
         suffix = PER_COORDINATE if self.columns == "last" else ""
         vectors = {f"{name}{suffix}": values for name, values in self._scatter.vectors().items()}
         counts = torch.tensor([self.count, self._next_index])
-        return {**prefixed("scatter", vectors), "counts": counts, **prefixed("columns", self._columns.state())}
+        return {
+            **prefixed("scatter", vectors),
+            "counts": counts,
+            "ledger": self._ledger.state(),
+            **prefixed("columns", self._columns.state()),
+        }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Takes on the moments of another."""
-        self._scatter, self._next_index = None, 0
+        self._scatter, self._ledger, self._next_index = None, Ledger(), 0
         if not state:
             return
         vectors = {name.removesuffix(PER_COORDINATE): values for name, values in within("scatter", state).items()}
         count, self._next_index = state["counts"].tolist()
         self._allocate(vectors["anchor"]).load(vectors, count)
+        self._ledger.load(state["ledger"])
         self._columns.load(within("columns", state))
 
-    def _read(self, snapshot: Snapshot, index: int | None) -> tuple[Float[Tensor, "s d"], int]:
+    def _with_spread(self) -> Scatter:
+        if self._scatter is None or self.count < 2:
+            raise ValueError(
+                f"a posterior needs at least 2 snapshots, got {self.count}: "
+                "use more explorers, more cycles, or more snapshots per cycle"
+            )
+        return self._scatter
+
+    def _made(self, scatter: Scatter, columns: Columns, *, take: bool) -> GaussianPosterior:
+        mean, variance, within = scatter.moments()  # l. 32
+        if take:
+            scatter.forget_squares()
+        return GaussianPosterior(
+            mean=mean,
+            variance=variance,
+            deviations=columns.centered(scatter.mean, take=take),
+            count=scatter.count,
+            layout=self.layout,
+            variance_within=within,
+            deviations_within=None if within is None else columns.within(take=take),
+        )
+
+    def _read(self, snapshot: Snapshot, index: int | None) -> tuple[Float[Tensor, "s d"], int, Layout | None]:
+        """All snapshots, their index, and the layout by which they were read."""
+        layout = self.layout
         if isinstance(snapshot, TrainResult):
-            return snapshot.thetas, snapshot.index
+            return snapshot.thetas, snapshot.index, layout
         key = self._next_index if index is None else index
         if not isinstance(snapshot, Tensor):
             if isinstance(snapshot, nn.Module):
                 layout = self.layout_for(snapshot)
-                self._layout_found = self._layout_found or self.layout is None
-                self.layout = layout
-            if self.layout is None:
+            if layout is None:
                 raise ValueError("a state dict needs a layout: Moments(layout=Layout.of(model))")
-            snapshot = self.layout.flatten(snapshot)
+            snapshot = layout.flatten(snapshot)
         thetas = snapshot.detach()[None] if snapshot.dim() == 1 else snapshot.detach()
-        if self.layout is not None and thetas.dim() == 2 and len(thetas):
-            self.layout.check(thetas[0])
-        return thetas, key
+        if layout is not None and thetas.dim() == 2 and len(thetas):
+            layout.check(thetas[0])
+        return thetas, key, layout
 
     def _fitting(self, thetas: Float[Tensor, "s d"], key: int) -> Scatter:
         """What takes these snapshots in, if they are fit to be: nothing has changed yet where they are not."""

@@ -110,6 +110,12 @@ class RobustMoments:
             deviations_within=None if inner is None else self._whole_rows(inner),
         )
 
+    def finish(self) -> GaussianPosterior:
+        """The posterior, after which no snapshots are left here."""
+        outcome = self.posterior()
+        self._answers = Answers(self.anchor)
+        return outcome
+
     def spread(self, coordinates: Coordinates) -> None:
         """From now on the snapshots kept are a range of the coordinates, the rest of which other processes hold."""
         self._coordinates = coordinates

@@ -67,6 +67,26 @@ class Scatter:
         if other.within is not None:
             self.within = other.within.clone() if self.within is None else self.within.add_(other.within)
 
+    def moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"], Float[Tensor, "d"] | None]:
+        """Mean and variance (divided by n) of θ, and its part within clients, in θ's dtype; each sum is rounded once.
+
+        What was removed may leave less than nothing of a variance, which counts as nothing.
+        """
+        mean, variance = torch.empty_like(self.anchor), torch.empty_like(self.anchor)
+        within = None if self.within is None else torch.empty_like(self.anchor)
+        for start in range(0, len(mean), CHUNK):
+            part = slice(start, start + CHUNK)
+            mean[part] = self.anchor[part] + self.sum[part] / self.count
+            whole = (self.total[part] / self.count).clamp_min_(0)
+            variance[part] = whole
+            if within is not None and self.within is not None:
+                within[part] = torch.minimum((self.within[part] / self.count).clamp_min_(0), whole)
+        return mean, variance, within
+
+    def forget_squares(self) -> None:
+        """Gives back the memory of all but the mean."""
+        self.total, self.within = self.total.new_empty(0), None
+
     def vectors(self) -> dict[str, Tensor]:
         """All that is kept beside the count, by name."""
         kept = {"anchor": self.anchor, "sum": self.sum, "total": self.total}

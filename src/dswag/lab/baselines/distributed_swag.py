@@ -17,7 +17,7 @@ def posterior(trial: Trial) -> GaussianPosterior:
     per_client = trial.config.cycles * trial.config.snapshots_per_cycle
     for index, snapshots in enumerate(torch.split(thetas, per_client)):
         moments.add(TrainResult(index=index, client=index, thetas=snapshots, num_examples=1, loss=0.0))
-    return moments.posterior()
+    return moments.finish()
 
 
 def dswag(trial: Trial) -> Predictor:

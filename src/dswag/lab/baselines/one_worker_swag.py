@@ -10,7 +10,7 @@ def posterior(trial: Trial) -> GaussianPosterior:
     """Moments of the weights after each epoch of a second phase at a constant rate; their mean is SWA's average."""
     theta, config = trial.shared(alone), one_worker(trial.config)
     collector = collect(theta, config, trial.layout)
-    return explore(pooled_engine(trial), theta, config, collector).fold.posterior()
+    return explore(pooled_engine(trial), theta, config, collector).fold.finish()
 
 
 def swa(trial: Trial) -> Predictor:

@@ -15,7 +15,7 @@ def global_posterior(trial: Trial) -> GaussianPosterior:
     moments = Moments(theta, rank=config.rank, centering=config.centering, layout=trial.layout)
     for done in synchronize(trial.engine(), Server(theta, trial.config.rounds), config):
         moments.add(done.theta, index=done.number)
-    return moments.posterior()
+    return moments.finish()
 
 
 def local_posterior(trial: Trial) -> GaussianPosterior:
@@ -26,7 +26,7 @@ def local_posterior(trial: Trial) -> GaussianPosterior:
     theta, config = trial.shared(phase_1), trial.config
     one = one_client(config, config.explore_epochs * cohort_size(config.explorers, config.clients))
     engine = trial.engine(clients=trial.problem.clients[:1])
-    return explore(engine, theta, one, collect(theta, one, trial.layout)).fold.posterior()
+    return explore(engine, theta, one, collect(theta, one, trial.layout)).fold.finish()
 
 
 def swag_global(trial: Trial) -> Predictor:

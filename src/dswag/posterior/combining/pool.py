@@ -17,7 +17,7 @@ from dswag.posterior.combining.clients import (
     sum_over_parts,
     total_moments,
 )
-from dswag.posterior.deviations import compression
+from dswag.posterior.deviations import check_rank, compression
 from dswag.posterior.gaussian import GaussianPosterior
 
 
@@ -46,12 +46,9 @@ def pooled(
 
     Raises:
         ValueError: no posteriors, or some that `clients.checked` refuses; impossible weights;
-            a rank of 1 or below 0; a count that is not known; columns of some clients but not of all.
+            a rank of 1, below 0 or above 10,000; a count that is not known; columns of some clients but not of all.
     """
-    if rank < 0 or rank == 1:
-        raise ValueError(
-            f"rank must be 0 or at least 2, got {rank}: the covariance divides by the number of columns minus one"
-        )
+    check_rank(rank)
     clients = checked(posteriors)
     total = _total_count(clients)
     shares = normalized(weights, clients)
