@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
+from dswag.core.adapters import adapters, check_unmerged, without_adapter
+
 Selection = Callable[[str], bool] | Iterable[str]
 """Some of the parameters: their names, or a function that says of a name whether it is one of them."""
 
@@ -110,6 +112,7 @@ class Layout:
         """Copies θ into the module's parameters, in place."""
         parameters = self.select(module)
         _check_whole(self.names, parameters)
+        check_unmerged(module)
         with torch.no_grad():
             for parameter, view in zip(parameters, self.views(theta).values(), strict=True):
                 parameter.copy_(view)
@@ -176,9 +179,12 @@ def unwrapped_name(name: str) -> str:
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters of a module by name, tied ones under each of theirs."""
-    named = unwrapped(module).named_parameters(remove_duplicate=False)
-    return {unwrapped_name(name): parameter for name, parameter in named}
+    """All parameters of a module by name: tied ones under each of theirs, adapters' as their files have them too."""
+    inner = unwrapped(module)
+    named = {unwrapped_name(name): parameter for name, parameter in inner.named_parameters(remove_duplicate=False)}
+    for adapter in adapters(inner):
+        named = {without_adapter(name, adapter): parameter for name, parameter in named.items()} | named
+    return named
 
 
 def _check_real(name: str, parameter: nn.Parameter) -> None:

@@ -61,7 +61,8 @@ def contents(
     """
     files = checkpoint_files(paths)
     first, known = _opened(files[0], key, prefix)
-    names = tuple(weights(first) if layout is None else (name for name in layout.names if name in first))
+    given = () if layout is None else tuple(name for name in layout.names if name in first)
+    names = given or tuple(weights(first))
     same = set(names)
     samples: dict[Path, bytes] = {}
     averages, averaged = [], known.averaged

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dswag.core.adapters import names_in_files
 from dswag.core.parameters import Layout
 from dswag.posterior.collectors.checkpoint_contents import Contents, contents, entries_of, weights
 from dswag.posterior.collectors.checkpoint_paths import checkpoint_files
@@ -15,6 +16,10 @@ from dswag.posterior.collectors.state_dicts import CheckpointFileError, check_re
 from dswag.posterior.moments import Moments
 
 __all__ = ["CheckpointFileError", "Contents", "checkpoint_files", "contents", "moments_from_files"]
+
+
+ADAPTED = "base_model."
+"""How names of the weights of a model begin that has adapters of PEFT."""
 
 
 def moments_from_files(
@@ -66,10 +71,18 @@ def moments_from_files(
     return moments
 
 
+def _as_in_the_model(entries: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The weights of an adapter's file under the names that the layout has for them."""
+    places = {name: next((found for found in names_in_files(name) if found in entries), None) for name in layout.names}
+    return {name: entries[found] for name, found in places.items() if found is not None}
+
+
 def _theta(
     path: Path, entries: Mapping[str, Tensor], layout: Layout, expected: Collection[str] | None, source: str
 ) -> Float[Tensor, "d"]:
     """The file's θ, once it is certain that it fits; `source` says what it has to fit."""
+    if layout.names[0].startswith(ADAPTED):
+        entries = {**_as_in_the_model(entries, layout), **entries}
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in entries:
             longer = [entry.removesuffix(name) for entry in entries if entry.endswith(f".{name}")]
