@@ -35,6 +35,7 @@ from dswag.engines.distributed import Distributed, merge_over
 from dswag.engines.ranks import joined
 from dswag.federation.aggregation import Mean
 from dswag.federation.contract import ClientUpdate, Engine, TrainResult, TrainTask
+from dswag.federation.round_trip import round_trip
 from dswag.posterior.moments import Moments
 
 EXAMPLES, BATCH, RATE = 600, 50, 0.05
@@ -80,7 +81,7 @@ def seconds_of_rounds(engine: Engine, rounds: int) -> list[float]:
     taken = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        theta = engine.reduce({"theta": theta}, tasks, Mean(theta, weighted=True)).result().theta
+        theta = round_trip(engine, {"theta": theta}, tasks, Mean(theta, weighted=True)).fold.result().theta
         taken.append(time.perf_counter() - start)
     return taken[1:]
 

@@ -32,6 +32,7 @@ from dswag.data.examples import Examples
 from dswag.engines.flower import Flower, Node, client_app, simulate
 from dswag.federation.aggregation import Mean
 from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.federation.round_trip import round_trip
 
 EXAMPLES, BATCH, RATE = 600, 50, 0.05
 
@@ -89,7 +90,7 @@ def adapter_server(grid: Grid, *, clients: int, rounds: int) -> list[float]:
     taken = []
     for _ in range(rounds):
         start = time.perf_counter()
-        theta = engine.reduce({"theta": theta}, tasks, Mean(theta, weighted=True)).result().theta
+        theta = round_trip(engine, {"theta": theta}, tasks, Mean(theta, weighted=True)).fold.result().theta
         taken.append(time.perf_counter() - start)
     return taken
 

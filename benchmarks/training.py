@@ -25,6 +25,7 @@ from dswag.core.randomness import generator_for
 from dswag.data.examples import Examples
 from dswag.federation.aggregation import Mean
 from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.federation.round_trip import round_trip
 from dswag.lab.models import build
 
 EXAMPLES = {"mlp": 30_000, "cnn": 3_000}
@@ -61,7 +62,7 @@ def our_round(engine: dswag.InProcess, theta: Tensor, precision: str) -> Tensor:
         TrainTask(index=c, client=c, occasion="round", learning_rates=(RATE,), snapshots=(1,), seed=c, update=update)
         for c in range(engine.num_clients)
     ]
-    return engine.reduce({"theta": theta}, tasks, Mean(theta)).result().theta
+    return round_trip(engine, {"theta": theta}, tasks, Mean(theta)).fold.result().theta
 
 
 def training_flops(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:

@@ -1,13 +1,14 @@
 """An engine some of whose clients lie, and the lies that they tell."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dswag.core.randomness import generator_for
-from dswag.federation.contract import ClientError, Engine, FoldT, Payload, Task, TrainResult, deliver
+from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task, TrainResult
 
 Lie = Callable[[Tensor, Tensor, list[Tensor], int], Tensor]
 """Of the snapshots [s, d] that an attacker has trained, the θ [d] it was sent, and all honest snapshots, the attackers
@@ -26,31 +27,16 @@ class Attacked:
     def num_clients(self) -> int:
         return self.engine.num_clients
 
-    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        answers = self.engine.reduce(payload, tasks, _Answers()).list
+    def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
+        answers = list(self.engine.answers(payload, tasks))
         honest = [a.thetas for a in answers if isinstance(a, TrainResult) and a.client >= self.attackers]
         for answer in answers:
             if isinstance(answer, TrainResult) and answer.client < self.attackers:
                 answer = replace(answer, thetas=self.lie(answer.thetas, payload["theta"], honest, answer.client))
-            deliver(fold, answer)
-        return fold
+            yield answer
 
-
-class _Answers:
-    def __init__(self) -> None:
-        self.list: list = []
-
-    def add(self, result) -> None:
-        self.list.append(result)
-
-    def miss(self, error: ClientError) -> None:
-        self.list.append(error)
-
-    def merge(self, other) -> None:
-        self.list += other.list
-
-    def result(self) -> list:
-        return self.list
+    def combine(self, fold: Fold[Any, Any], failure: Exception | None = None) -> None:
+        self.engine.combine(fold, failure)
 
 
 def sign_flip(thetas, theta, honest, seed):

@@ -52,7 +52,7 @@ class Config:
     ] = "mean"
     """Phase 1: how the server combines the clients' weights (Update in line 12); all but the means are robust."""
     byzantine: Share = 0.2
-    """Robust rules: clients of an exchange that may be malicious (f), as a number or a fraction."""
+    """Robust rules: clients of a round trip that may be malicious (f), as a number or a fraction."""
     clip_update: Rate | None = None
     """Robust rules: norm to which a client's step from θ is shortened in phase 1; no limit if not given."""
     server_optimizer: Literal["plain", "momentum", "nesterov", "adagrad", "yogi", "adam"] = "plain"
@@ -119,7 +119,7 @@ class Config:
     on_failure: Literal["fail", "skip"] = "fail"
     """Faults: when a client fails, the run stops ("fail") or goes on with those that answered ("skip")."""
     min_clients: Share = 0.5
-    """Faults: clients of each exchange that must answer, as a number or a fraction, where failing ones are skipped."""
+    """Faults: clients that must answer each time, as a number or a fraction, where failing ones are skipped."""
     client_time_limit: Rate | None = None
     """Faults: seconds of training after which a client counts as failed; no limit if not given."""
     max_loss_growth: Rate = 10.0

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from folding import fold_answers
 from slow_reference import (
     columns_as_printed,
     columns_centered_on_final_mean,
@@ -32,7 +33,6 @@ from dswag.algorithms.training import _train_tasks
 from dswag.client.stability import DivergenceError, has_diverged
 from dswag.core.randomness import derive_seed, generator_for
 from dswag.federation.client_sampling import sample_clients
-from dswag.federation.contract import deliver
 from dswag.federation.folds import Snapshots
 from dswag.federation.round_trip import Missing
 
@@ -317,14 +317,14 @@ class Failing:
     def __init__(self, engine, fails):
         self.engine, self.fails, self.num_clients = engine, fails, engine.num_clients
 
-    def reduce(self, payload, tasks, fold):
+    def answers(self, payload, tasks):
         left = [task for task in tasks if not self.fails(task)]
-        if left:
-            self.engine.reduce(payload, left, fold)
+        answers = self.engine.answers(payload, left) if left else iter(())
         for task in tasks:
-            if task not in left:
-                deliver(fold, ClientError(task, "vanished"))
-        return fold
+            yield next(answers) if task in left else ClientError(task, "vanished")
+
+    def combine(self, fold, failure=None):
+        pass
 
 
 def test_rounds_and_phase_2_go_on_without_clients_that_fail(make_model, make_clients):
@@ -339,7 +339,7 @@ def test_rounds_and_phase_2_go_on_without_clients_that_fail(make_model, make_cli
     ends = []
     for start in (Server(theta), first.server):
         tasks = _train_tasks(config, (0, 1, 3), (config.learning_rate,), (1,), phase=1, round=start.round)
-        ends.append(whole.reduce({"theta": start.theta}, tasks, Snapshots()).result().double().mean(0))
+        ends.append(fold_answers(whole, {"theta": start.theta}, tasks, Snapshots()).result().double().mean(0))
     torch.testing.assert_close(second.theta.double(), ends[1], rtol=0, atol=1e-6)
     assert not torch.allclose(first.theta.double(), ends[0], rtol=0, atol=1e-4)  # there client 2 took part
     explored = explore(engine, second.theta, config, collect(second.theta, config))
@@ -351,10 +351,9 @@ def test_clients_that_a_robust_rule_needs_are_asked_once_more(make_model, make_c
     class Once(Failing):
         """Clients fail the first time that they are asked."""
 
-        def reduce(self, payload, tasks, fold):
-            super().reduce(payload, tasks, fold)
+        def answers(self, payload, tasks):
+            yield from super().answers(payload, tasks)
             self.fails = lambda task: False
-            return fold
 
     config = Config(
         clients=4, rounds=1, explore_epochs=1, aggregation="median", moments="median", on_failure="skip", min_clients=1
@@ -467,9 +466,9 @@ def test_a_run_keeps_the_weights_of_its_last_round_alone(make_model, make_client
     rounds = []
 
     class Watching(InProcess):
-        def reduce(self, payload, tasks, fold):
+        def answers(self, payload, tasks):
             rounds.append(weakref.ref(payload["theta"]))
-            return super().reduce(payload, tasks, fold)
+            return super().answers(payload, tasks)
 
     model, config = make_model(), Config(clients=3, rounds=5)
     run = train(model, (), config, engine=Watching(model, make_clients()))

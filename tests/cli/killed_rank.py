@@ -1,4 +1,4 @@
-"""`dswag` as one of several processes, of which the one of that rank kills itself before that exchange of its own."""
+"""`dswag` as one of several processes, of which the one of that rank kills itself before that round trip of its own."""
 
 import os
 import signal
@@ -9,20 +9,20 @@ from dswag.cli import main
 from dswag.engines.distributed import Distributed
 
 
-def die_before(exchange):
+def die_before(trip):
     """From then on the ranks that are left wait for this one in vain."""
-    reduce, number = Distributed.reduce, count(1)
+    answers, number = Distributed.answers, count(1)
 
-    def reduce_or_die(*arguments):
-        if next(number) == exchange:
+    def answer_or_die(*arguments):
+        if next(number) == trip:
             os.kill(os.getpid(), signal.SIGKILL)
-        return reduce(*arguments)
+        return answers(*arguments)
 
-    Distributed.reduce = reduce_or_die
+    Distributed.answers = answer_or_die
 
 
 if __name__ == "__main__":
-    rank, exchange, *arguments = sys.argv[1:]
+    rank, trip, *arguments = sys.argv[1:]
     if os.environ["RANK"] == rank:
-        die_before(int(exchange))
+        die_before(int(trip))
     sys.exit(main(arguments))

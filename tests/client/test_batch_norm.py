@@ -411,9 +411,9 @@ def test_refresh_over_several_clients_equals_one_client_with_all_data(sizes):
 
 def test_refresh_asks_every_client_once_each_with_a_seed_of_its_own():
     class Asked(InProcess):
-        def reduce(self, payload, tasks, fold):
+        def answers(self, payload, tasks):
             self.tasks = tasks
-            return super().reduce(payload, tasks, fold)
+            return super().answers(payload, tasks)
 
     data = (normal(30, 3, dtype=torch.float32), torch.zeros(30))
     engine = Asked(nn.BatchNorm1d(3), [data] * 4, workers=1)

@@ -148,9 +148,9 @@ def test_rate_factors_multiply_the_learning_rates_of_each_client_in_both_phases(
     seen = []
 
     class Recording(InProcess):
-        def reduce(self, payload, tasks, fold):
+        def answers(self, payload, tasks):
             seen.extend(tasks)
-            return super().reduce(payload, tasks, fold)
+            return super().answers(payload, tasks)
 
     engine = Recording(model, clients)
     list(synchronize(engine, Server(theta), config))

@@ -11,6 +11,7 @@ from dswag.engines.distributed import Distributed
 from dswag.engines.ranks import joined
 from dswag.federation.aggregation import Mean
 from dswag.federation.folds import Snapshots
+from dswag.federation.round_trip import round_trip
 from dswag.posterior.moments import Moments
 
 
@@ -41,16 +42,19 @@ def main(folder):
         found = {scenario.__name__: scenario(make_engine) for scenario in SCENARIOS}
         engine = make_engine(network(), clients())
 
-        def reduce(payload, fold, **options):
-            return lambda: engine.reduce(payload, tasks([0, 1], **options), fold)
+        def folded(payload, fold, **options):
+            return lambda: round_trip(engine, payload, tasks([0, 1], **options), fold)
 
-        found["spoiled"] = words_of_error(reduce({"theta": theta()}, Spoiled()))
-        found["printed"] = words_of_error(reduce({"theta": theta()}, Moments(theta(), centering="running")))
-        found["apart"] = words_of_error(reduce({"theta": theta() + ranks.rank}, Snapshots()))
+        found["spoiled"] = words_of_error(folded({"theta": theta()}, Spoiled()))
+        found["printed"] = words_of_error(folded({"theta": theta()}, Moments(theta(), centering="running")))
+        found["apart"] = words_of_error(folded({"theta": theta() + ranks.rank}, Snapshots()))
         rates = (0.1, 0.05 + ranks.rank)
-        found["other_tasks"] = words_of_error(reduce({"theta": theta()}, Snapshots(), learning_rates=rates))
+        found["other_tasks"] = words_of_error(folded({"theta": theta()}, Snapshots(), learning_rates=rates))
         fold = Mean(theta()) if ranks.rank else Snapshots()
-        found["other_fold"] = words_of_error(reduce({"theta": theta()}, fold))
+        found["other_fold"] = words_of_error(folded({"theta": theta()}, fold))
+        twice = Snapshots()
+        round_trip(engine, {"theta": theta()}, tasks([0, 1]), twice)
+        found["twice"] = words_of_error(folded({"theta": theta()}, twice))
         values = torch.arange(5.0)
         found["coordinates"] = {
             "part": ranks.part(values),

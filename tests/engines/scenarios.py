@@ -15,7 +15,7 @@ from dswag.data.examples import Examples
 from dswag.federation.aggregation import Mean
 from dswag.federation.contract import ClientUpdate, TrainTask
 from dswag.federation.folds import Both, Snapshots
-from dswag.federation.round_trip import exchange
+from dswag.federation.round_trip import round_trip
 from dswag.posterior.moments import Moments
 
 SIZES = (20, 33, 11, 26, 14)
@@ -139,31 +139,28 @@ def evaluated(make_engine):
 def more_ranks_than_clients(make_engine):
     """All but one rank have nothing to do."""
     fold = Both(Moments(theta(), rank=2), Snapshots())
-    posterior, rows = make_engine(network(), clients((20,))).reduce({"theta": theta()}, tasks([0]), fold).result()
+    posterior, rows = round_trip(
+        make_engine(network(), clients((20,))), {"theta": theta()}, tasks([0]), fold
+    ).fold.result()
     return {"rows": rows, **posterior.tensors()}
-
-
-def folded_twice(make_engine):
-    """Two exchanges into one fold, which is not empty then."""
-    engine, fold = make_engine(network(), clients()), Both(Mean(theta()), Snapshots())
-    for numbers in ([0, 1, 2], [3, 4, 0]):
-        engine.reduce({"theta": theta()}, tasks(numbers), fold)
-    mean, rows = fold.result()
-    return {"mean": mean.theta, "rows": rows}
 
 
 def without_an_anchor(make_engine):
     """Moments that find their anchor themselves, on every rank another."""
-    fold = make_engine(network(), clients()).reduce(
-        {"theta": theta()}, tasks(range(5)), Moments(rank=3, dtype=torch.float64)
-    )
+    fold = round_trip(
+        make_engine(network(), clients()), {"theta": theta()}, tasks(range(5)), Moments(rank=3, dtype=torch.float64)
+    ).fold
     return dict(fold.result().tensors())
 
 
 def principal_columns(make_engine):
     """Their covariance, for signs and order are free."""
     fold = Moments(theta(), rank=10, columns="svd")  # as many as there are snapshots: nothing is lost
-    columns = make_engine(network(), clients()).reduce({"theta": theta()}, tasks(range(5)), fold).result().deviations
+    columns = (
+        round_trip(make_engine(network(), clients()), {"theta": theta()}, tasks(range(5)), fold)
+        .fold.result()
+        .deviations
+    )
     return {"covariance": columns.T @ columns}
 
 
@@ -171,16 +168,16 @@ def failing(make_engine):
     """Two clients fail; the first in task order is named."""
     engine = make_engine(network(), clients(bad=(1, BAD)))
     try:
-        engine.reduce({"theta": theta()}, tasks([0, BAD, 2, 1]), Snapshots())
+        round_trip(engine, {"theta": theta()}, tasks([0, BAD, 2, 1]), Snapshots())
     except dswag.ClientError as error:
-        again = engine.reduce({"theta": theta()}, tasks([0, 2]), Snapshots()).result()
+        again = round_trip(engine, {"theta": theta()}, tasks([0, 2]), Snapshots()).fold.result()
         return {"error": text(str(error)), "again": again}
 
 
 def tolerant(make_engine):
     """The others go on, and who is missing is known."""
     engine = make_engine(network(), clients(bad=(BAD,)))
-    done = exchange(engine, {"theta": theta()}, tasks(range(5)), Mean(theta()), minimum=4)
+    done = round_trip(engine, {"theta": theta()}, tasks(range(5)), Mean(theta()), minimum=4)
     assert done.fold.result().num_clients == 4
     return {
         "theta": done.fold.result().theta,
@@ -193,7 +190,7 @@ def too_few(make_engine):
     """Below the minimum even after asking again."""
     engine = make_engine(network(), clients(bad=(1, BAD)))
     try:
-        exchange(engine, {"theta": theta()}, tasks(range(5)), Mean(theta()), minimum=4)
+        round_trip(engine, {"theta": theta()}, tasks(range(5)), Mean(theta()), minimum=4)
     except RuntimeError as error:
         return {"error": text(f"{type(error).__name__}: {error}")}
 
@@ -217,7 +214,7 @@ def asked_again(make_engine):
     data[4] = Recovering(data[4])
     fold = Both(Mean(theta()), Snapshots())
     options = {"learning_rates": (0.1,), "snapshots": (1,)}
-    done = exchange(make_engine(network(), data), {"theta": theta()}, tasks([4, 1, 2], **options), fold, minimum=3)
+    done = round_trip(make_engine(network(), data), {"theta": theta()}, tasks([4, 1, 2], **options), fold, minimum=3)
     mean, rows = done.fold.result()
     assert not done.missing
     return {"mean": mean.theta, "rows": rows}
@@ -226,8 +223,11 @@ def asked_again(make_engine):
 def overflowing(make_engine):
     """Weights that are no numbers any more."""
     try:
-        make_engine(network(), clients()).reduce(
-            {"theta": theta()}, tasks([0, 4], learning_rates=(0.1, math.inf)), Snapshots()
+        round_trip(
+            make_engine(network(), clients()),
+            {"theta": theta()},
+            tasks([0, 4], learning_rates=(0.1, math.inf)),
+            Snapshots(),
         )
     except dswag.ClientError as error:
         return {"error": text(str(error))}
@@ -240,7 +240,6 @@ SCENARIOS = (
     refreshed,
     evaluated,
     more_ranks_than_clients,
-    folded_twice,
     without_an_anchor,
     principal_columns,
     failing,

@@ -11,6 +11,7 @@ from importlib import reload
 import numpy as np
 import pytest
 import torch
+from folding import fold_answers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ from dswag.federation.contract import (
     TrainTask,
 )
 from dswag.federation.folds import Snapshots
-from dswag.federation.round_trip import exchange
+from dswag.federation.round_trip import round_trip
 
 flower_grid = pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
@@ -137,7 +138,7 @@ def test_a_refresh_for_many_draws_is_one_message_to_each_node_with_the_posterior
     model, _, grid, engine = make_federation(nodes=2, batch_norm=True)
     grid.sent.clear()
     tasks = [statistics_task(c, c, (replace(DRAWS, count=30),)) for c in EVERYBODY]
-    results = engine.reduce(posterior_of(model), tasks, List()).answers
+    results = list(engine.answers(posterior_of(model), tasks))
     assert [len(result.statistics) for result in results] == [30] * 4
     assert len(grid.sent) == 2
     assert all(set(m.content.array_records["payload"]) == set(posterior_of(model)) for m in grid.sent)
@@ -146,7 +147,7 @@ def test_a_refresh_for_many_draws_is_one_message_to_each_node_with_the_posterior
 def test_a_node_gets_one_message_for_all_of_its_clients(make_federation):
     model, _, grid, engine = make_federation(nodes=3)
     grid.sent.clear()
-    engine.reduce({"theta": theta_of(model)}, train_tasks([3, 0, 1, 2, 0]), List())
+    list(engine.answers({"theta": theta_of(model)}, train_tasks([3, 0, 1, 2, 0])))
     assert sorted(len(m.content.config_records["request"]["tasks"]) for m in grid.sent) == [1, 1, 3]
     assert {m.metadata.message_type for m in grid.sent} == {"train"}
 
@@ -159,7 +160,7 @@ def test_replies_that_came_early_wait_at_the_grid(make_federation):
         def add(self, result):
             waiting.append(len(grid.replies))
 
-    engine.reduce({"theta": theta_of(model)}, train_tasks(), Watching())
+    fold_answers(engine, {"theta": theta_of(model)}, train_tasks(), Watching())
     assert waiting == [3, 2, 1, 0]
 
 
@@ -178,7 +179,7 @@ def test_arrays_that_were_read_are_let_go(make_federation, monkeypatch):
 
     model, _, _, engine = make_federation(nodes=4)
     monkeypatch.setattr(flower_grid, "crossed", watched)
-    engine.reduce({"theta": theta_of(model)}, train_tasks(), Counting())
+    fold_answers(engine, {"theta": theta_of(model)}, train_tasks(), Counting())
     assert len(alive) == 4
     assert max(most) <= 1
 
@@ -189,8 +190,8 @@ def test_bfloat16_differences_cross_in_half_the_bytes_and_arrive_as_they_were(ma
     grid.spoil = lambda message, reply: sizes.setdefault("reply", reply) and reply
     tasks = train_tasks([2], upload="bfloat16")
     payload = {"theta": theta_of(model)}
-    (found,) = engine.reduce(payload, tasks, List()).answers
-    (expected,) = InProcess(model, clients).reduce(payload, tasks, List()).answers
+    (found,) = list(engine.answers(payload, tasks))
+    (expected,) = list(InProcess(model, clients).answers(payload, tasks))
     assert found.thetas.dtype == torch.bfloat16
     assert torch.equal(found.thetas, expected.thetas)
     (array,) = sizes["reply"].content.array_records["answer 0"].values()
@@ -202,14 +203,14 @@ def test_bfloat16_differences_cross_in_half_the_bytes_and_arrive_as_they_were(ma
 
 def test_a_node_that_comes_back_with_another_name_takes_part_again(make_federation):
     model, _, grid, engine = make_federation(nodes=4)
-    before = engine.reduce({"theta": theta_of(model)}, train_tasks(), Snapshots()).result()
+    before = fold_answers(engine, {"theta": theta_of(model)}, train_tasks(), Snapshots()).result()
     gone = sorted(grid.contexts)[0]  # the node of client 3
     config = grid.contexts.pop(gone).node_config
-    answers = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
+    answers = list(engine.answers({"theta": theta_of(model)}, train_tasks()))
     assert str(answers[3]) == "client 3 failed in round 3: no node has it"
     assert not any(isinstance(answer, ClientError) for answer in answers[:3])
     grid.join(4711, config)
-    assert torch.equal(engine.reduce({"theta": theta_of(model)}, train_tasks(), Snapshots()).result(), before)
+    assert torch.equal(fold_answers(engine, {"theta": theta_of(model)}, train_tasks(), Snapshots()).result(), before)
 
 
 def test_of_two_nodes_with_a_client_the_later_one_has_it_where_the_other_is_dead(make_federation):
@@ -218,7 +219,7 @@ def test_of_two_nodes_with_a_client_the_later_one_has_it_where_the_other_is_dead
     dead = min(grid.contexts)
     grid.join(4711, grid.contexts[dead].node_config)
     spoiling(grid, dead, lambda reply: None)
-    answers = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
+    answers = list(engine.answers({"theta": theta_of(model)}, train_tasks()))
     assert not any(isinstance(answer, ClientError) for answer in answers)
 
 
@@ -228,10 +229,10 @@ def test_of_two_nodes_with_a_client_the_earlier_one_keeps_it_while_it_answers(ma
     grid.join(4711, {"partition-id": 3, "num-partitions": 4})
     for _ in range(2):  # not in the next exchange either
         grid.sent.clear()
-        engine.reduce({"theta": theta_of(model)}, train_tasks(), List())
+        list(engine.answers({"theta": theta_of(model)}, train_tasks()))
         assert 4711 not in {m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"}
     grid.contexts.pop(min(grid.contexts))  # until it leaves
-    answers = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
+    answers = list(engine.answers({"theta": theta_of(model)}, train_tasks()))
     assert not any(isinstance(answer, ClientError) for answer in answers)
 
 
@@ -259,7 +260,7 @@ def test_a_node_that_could_not_present_itself_is_asked_again_when_it_is_missed(m
     spoiling(grid, min(grid.contexts), lambda reply: Message(Error(1, "not installed yet"), reply_to=grid.sent[-1]))
     engine = Flower(grid, model, 4, patience=0, enough=3)
     grid.spoil = lambda message, reply: reply
-    answers = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
+    answers = list(engine.answers({"theta": theta_of(model)}, train_tasks()))
     assert not any(isinstance(answer, ClientError) for answer in answers)
 
 
@@ -276,17 +277,15 @@ def test_a_node_whose_draws_are_others_trains_but_does_not_refresh(make_model, m
     spoiling(grid, min(grid.contexts), other_draws)
     engine = Flower(grid, model, 4, patience=0)
     grid.spoil = lambda message, reply: reply
-    trained = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
+    trained = list(engine.answers({"theta": theta_of(model)}, train_tasks()))
     assert not any(isinstance(answer, ClientError) for answer in trained)
     of_theta = [statistics_task(c, c, ()) for c in EVERYBODY]
-    assert not any(
-        isinstance(a, ClientError) for a in engine.reduce({"theta": theta_of(model)}, of_theta, List()).answers
-    )
-    refreshed = engine.reduce(posterior_of(model), [statistics_task(c, c) for c in EVERYBODY], List()).answers
+    assert not any(isinstance(a, ClientError) for a in list(engine.answers({"theta": theta_of(model)}, of_theta)))
+    refreshed = list(engine.answers(posterior_of(model), [statistics_task(c, c) for c in EVERYBODY]))
     assert [isinstance(answer, ClientError) for answer in refreshed] == [False, False, False, True]
     assert "its node has torch 0.1 and dswag" in str(refreshed[3])
     assert "whose draws from a posterior are not those of the server's torch" in str(refreshed[3])
-    refreshed = engine.reduce(posterior_of(model), [statistics_task(c, c) for c in EVERYBODY], List()).answers
+    refreshed = list(engine.answers(posterior_of(model), [statistics_task(c, c) for c in EVERYBODY]))
     assert not any(isinstance(answer, ClientError) for answer in refreshed)  # it was asked again: updated, it may draw
 
 
@@ -387,8 +386,8 @@ def test_what_is_wrong_with_a_reply_is_named_and_not_averaged(make_federation, c
     model, clients, grid, engine = make_federation(nodes=4, timeout=0)
     payload = {"theta": theta_of(model)}
     spoiling(grid, NODE, change)
-    done = exchange(engine, payload, train_tasks(), Snapshots(), minimum=3)
-    expected = InProcess(model, clients).reduce(payload, train_tasks([0, 1, 2]), Snapshots()).result()
+    done = round_trip(engine, payload, train_tasks(), Snapshots(), minimum=3)
+    expected = fold_answers(InProcess(model, clients), payload, train_tasks([0, 1, 2]), Snapshots()).result()
     assert torch.equal(done.fold.result(), expected)
     ((client, cause),) = [(missing.client, missing.cause) for missing in done.missing]
     assert client == 3
@@ -421,7 +420,7 @@ def test_what_is_wrong_with_statistics_is_named(make_federation, change, words):
     model, _, grid, engine = make_federation(nodes=4, batch_norm=True)
     spoiling(grid, NODE, change)
     tasks = [statistics_task(c, c, ()) for c in EVERYBODY]
-    found = engine.reduce({"theta": theta_of(model)}, tasks, List()).answers
+    found = list(engine.answers({"theta": theta_of(model)}, tasks))
     assert [isinstance(answer, ClientError) for answer in found] == [False, False, False, True]
     assert re.search(words, found[3].cause)
 
@@ -430,7 +429,7 @@ def test_a_client_that_fails_does_not_take_its_node_s_others_with_it(make_model,
     model, clients = make_model(), make_clients(SIZES)
     clients[2] = Examples(clients[2].inputs, clients[2].targets + 5)
     engine = flower_grid.on_flower(model, clients, workers=1)
-    found = engine.reduce({"theta": theta_of(model)}, train_tasks(), List()).answers
+    found = list(engine.answers({"theta": theta_of(model)}, train_tasks()))
     assert [isinstance(answer, ClientError) for answer in found] == [False, False, True, False]
 
 
@@ -439,10 +438,10 @@ def test_a_node_that_has_other_clients_by_now_is_asked_again_which(make_federati
     one, other = sorted(grid.contexts)
     configs = [grid.contexts[node].node_config for node in (one, other)]
     configs[0]["partition-id"], configs[1]["partition-id"] = configs[1]["partition-id"], configs[0]["partition-id"]
-    found = engine.reduce({"theta": theta_of(model)}, train_tasks([1, 3, 0]), List()).answers
+    found = list(engine.answers({"theta": theta_of(model)}, train_tasks([1, 3, 0])))
     words = "client 1 failed in round 3: its node answered with error 2: this node has no clients [1, 3], only [0, 2]"
     assert str(found[0]) == words
-    found = engine.reduce({"theta": theta_of(model)}, train_tasks([1, 3, 0]), List()).answers
+    found = list(engine.answers({"theta": theta_of(model)}, train_tasks([1, 3, 0])))
     assert [answer.client for answer in found] == [1, 3, 0]
 
 
@@ -465,14 +464,14 @@ def test_clients_that_did_not_answer_are_asked_once_more(make_federation):
     model, _, grid, engine = make_federation(nodes=4, timeout=0)
     payload, lost = {"theta": theta_of(model)}, []
     spoiling(grid, NODE, lambda reply: reply if lost else lost.append(reply))
-    done = exchange(engine, payload, train_tasks(), List(), minimum=4)
+    done = round_trip(engine, payload, train_tasks(), List(), minimum=4)
     assert done.missing == ()
     assert sorted(result.client for result in done.fold.answers) == [0, 1, 2, 3]
 
 
 def test_messages_live_longer_than_replies_are_waited_for(make_federation):
     model, _, grid, engine = make_federation(timeout=30)
-    engine.reduce({"theta": theta_of(model)}, train_tasks(), List())
+    list(engine.answers({"theta": theta_of(model)}, train_tasks()))
     assert grid.sent[-1].metadata.ttl == 60
 
 

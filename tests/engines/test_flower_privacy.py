@@ -6,13 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from folding import fold_answers
 
 from dswag.core.parameters import Layout
 from dswag.core.randomness import derive_seed
 from dswag.engines.in_process import InProcess
 from dswag.federation.contract import ClientError, ClientUpdate, StatisticsTask, TrainTask
 from dswag.federation.folds import Snapshots
-from dswag.federation.round_trip import exchange
+from dswag.federation.round_trip import round_trip
 
 flower_grid = pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
@@ -44,7 +45,7 @@ def updates(make_model, make_clients):
         engine = Flower(flower_grid.federation(model, clients, nodes=4, mods=[mod]), model, 4, patience=0)
         theta = Layout.of(model).flatten(model)
         through_both = [
-            exchange(e, {"theta": theta}, tasks(**options), Snapshots()).fold.result().view(4, -1, len(theta)) - theta
+            round_trip(e, {"theta": theta}, tasks(**options), Snapshots()).fold.result().view(4, -1, len(theta)) - theta
             for e in (engine, InProcess(model, clients))
         ]
         return [update.flatten(1).double() for update in through_both]
@@ -86,7 +87,7 @@ def test_a_node_with_several_clients_sends_nothing_past_the_mod(make_model, make
     model, mod = make_model(), LocalDpMod(clipping_norm=NORM, sensitivity=1, epsilon=1, delta=1e-5)
     engine = flower_grid.on_flower(model, make_clients(SIZES), workers=2, mods=[mod])
     with pytest.raises(ClientError, match="error 6: LocalDpMod expects exactly one ArrayRecord"):
-        exchange(engine, {"theta": Layout.of(model).flatten(model)}, tasks(), Snapshots())
+        round_trip(engine, {"theta": Layout.of(model).flatten(model)}, tasks(), Snapshots())
 
 
 def test_sums_of_batch_norm_pass_the_mod_untouched(make_model, make_clients):
@@ -101,7 +102,7 @@ def test_sums_of_batch_norm_pass_the_mod_untouched(make_model, make_clients):
             found.append(result.statistics[0]["1"])
 
     for engine in (InProcess(model, clients), flower_grid.on_flower(model, clients, mods=[mod])):
-        engine.reduce({"theta": Layout.of(model).flatten(model)}, [task], Keeping())
+        fold_answers(engine, {"theta": Layout.of(model).flatten(model)}, [task], Keeping())
     assert torch.equal(found[0].mean, found[1].mean)
     assert torch.equal(found[0].scatter, found[1].scatter)
 
@@ -115,6 +116,6 @@ def test_the_example_s_private_app_has_the_mod_on_training_alone(monkeypatch):
         context.run_config.update(clients=4, output="", timeout=1.0)
     model = node(next(iter(grid.contexts.values()))).model
     theta = Layout.of(model).flatten(model)
-    done = exchange(Flower(grid, model, 4, patience=0), {"theta": theta}, tasks([2]), Snapshots())
+    done = round_trip(Flower(grid, model, 4, patience=0), {"theta": theta}, tasks([2]), Snapshots())
     expected = 2 * math.sqrt(2 * math.log(1.25 / 1e-5))
     assert (done.fold.result() - theta).std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * len(theta)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 import torch.nn.functional as F
+from folding import fold_answers
 from torch.utils.data import DataLoader, TensorDataset
 
 from dswag.client import work
@@ -79,25 +80,25 @@ def test_as_many_clients_run_at_once_as_there_are_workers(make_model, make_clien
     model = make_model()
     engine = InProcess(model, make_clients((6,) * 8), workers=workers)
     count_at_once(workers)
-    engine.reduce(payload(model), tasks(range(8)), Snapshots())
+    fold_answers(engine, payload(model), tasks(range(8)), Snapshots())
 
 
 def test_by_default_there_are_as_many_workers_as_threads(make_model, make_clients, count_at_once, intra_op_threads):
     model = make_model()
     engine = InProcess(model, make_clients((6,) * 8))
     count_at_once(intra_op_threads)
-    engine.reduce(payload(model), tasks(range(8)), Snapshots())
+    fold_answers(engine, payload(model), tasks(range(8)), Snapshots())
     assert torch.get_num_threads() == intra_op_threads
 
 
 def test_the_model_may_be_changed_after_the_engine_was_made(make_model, make_clients):
     model = make_model(batch_norm=True)
     engine, start = InProcess(model, make_clients(), workers=1), payload(model)
-    before = engine.reduce(start, tasks([0]), Snapshots()).result()
+    before = fold_answers(engine, start, tasks([0]), Snapshots()).result()
     with torch.no_grad():
         for values in (*model.parameters(), *model.buffers()):
             values.zero_()
-    assert torch.equal(engine.reduce(start, tasks([0]), Snapshots()).result(), before)
+    assert torch.equal(fold_answers(engine, start, tasks([0]), Snapshots()).result(), before)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -120,7 +121,7 @@ def test_at_most_two_results_a_worker_and_the_one_folded_are_alive(make_model, m
     monkeypatch.setattr(work, "run", run)
     model = make_model()
     engine = InProcess(model, make_clients((4,) * 60), workers=workers)
-    engine.reduce(payload(model), tasks(range(60)), Forgetting())
+    fold_answers(engine, payload(model), tasks(range(60)), Forgetting())
     assert len(born) == 60
     assert most <= 2 * workers + 1
 
@@ -147,7 +148,7 @@ def test_when_a_client_fails_those_under_way_stop_at_their_next_batch(make_model
     model, long = make_model(), Long()
     engine = InProcess(model, [Failing(), long], workers=2)
     with pytest.raises(ClientError, match="client 0 failed in round 1: OSError: the disk is gone"):
-        engine.reduce(payload(model), tasks([0, 1]), Snapshots())
+        fold_answers(engine, payload(model), tasks([0, 1]), Snapshots())
     assert long.seen < most - 1
 
 
@@ -159,9 +160,9 @@ def test_an_interrupted_fold_leaves_no_thread_behind(make_model, make_clients):
     model, alive = make_model(), threading.active_count()
     engine = InProcess(model, make_clients((9,) * 20), workers=2)
     with pytest.raises(KeyboardInterrupt):
-        engine.reduce(payload(model), tasks(range(20)), Interrupted())
+        fold_answers(engine, payload(model), tasks(range(20)), Interrupted())
     assert threading.active_count() == alive
-    assert engine.reduce(payload(model), tasks(range(20)), Snapshots()).result().isfinite().all()
+    assert fold_answers(engine, payload(model), tasks(range(20)), Snapshots()).result().isfinite().all()
 
 
 def test_when_a_fold_fails_the_workers_stop_before_its_error_is_handled(make_model, make_clients):
@@ -191,7 +192,7 @@ def test_when_a_fold_fails_the_workers_stop_before_its_error_is_handled(make_mod
     model, long, alive = make_model(), Long(), threading.active_count()
     engine = InProcess(model, [Short(), long], workers=2)
     with pytest.raises(OSError, match="the disk is full") as caught:
-        engine.reduce(payload(model), tasks([0, 1]), Failing())
+        fold_answers(engine, payload(model), tasks([0, 1]), Failing())
     assert caught.traceback
     assert threading.active_count() == alive
     assert long.seen < most - 1
@@ -204,11 +205,11 @@ def test_an_engine_that_is_at_work_takes_no_other_tasks(make_model, make_clients
 
     class Asking(Snapshots):
         def add(self, result):
-            engine.reduce(payload(model), tasks([1]), Snapshots())
+            fold_answers(engine, payload(model), tasks([1]), Snapshots())
 
     with pytest.raises(RuntimeError, match="this engine is at work already: give each thread that asks clients an eng"):
-        engine.reduce(payload(model), tasks([0]), Asking())
-    assert len(engine.reduce(payload(model), tasks([0]), Snapshots()).result()) == 1  # then it is free again
+        fold_answers(engine, payload(model), tasks([0]), Asking())
+    assert len(fold_answers(engine, payload(model), tasks([0]), Snapshots()).result()) == 1  # then it is free again
 
 
 @pytest.mark.parametrize("kind", [TrainTask, StatisticsTask, EvaluateTask, CalibrateTask])
@@ -239,14 +240,14 @@ def test_data_that_can_be_passed_over_only_once_are_named(make_model, make_clien
     task = kind(index=0, client=0, occasion="round 1", **options[kind])
     given = {"theta": theta, "mean": theta, "variance": theta.square(), "deviations": theta.expand(2, -1)}
     with pytest.raises(ClientError, match="gave no batch: `batches` must start a new pass whenever it is called"):
-        InProcess(model, [once]).reduce(given, [task], Snapshots())
+        fold_answers(InProcess(model, [once]), given, [task], Snapshots())
 
 
 def test_the_cause_of_a_failure_is_kept_for_debuggers(make_model, make_clients):
     (examples,) = make_clients((5,))
     engine = InProcess(make_model(), [(examples.inputs, examples.targets + 5)])
     with pytest.raises(ClientError) as caught:
-        engine.reduce(payload(make_model()), tasks([0]), Snapshots())
+        fold_answers(engine, payload(make_model()), tasks([0]), Snapshots())
     assert isinstance(caught.value.__cause__, IndexError)
     assert caught.value.task.client == 0
 
@@ -295,7 +296,9 @@ def test_data_in_a_form_of_one_s_own_are_taken(make_model, make_clients):
             return examples.batches(batch_size, generator=generator)
 
     model = make_model()
-    found = [InProcess(model, [d]).reduce(payload(model), tasks([0]), Snapshots()).result() for d in (examples, Own())]
+    found = [
+        fold_answers(InProcess(model, [d]), payload(model), tasks([0]), Snapshots()).result() for d in (examples, Own())
+    ]
     assert torch.equal(*found)
 
 
@@ -320,12 +323,12 @@ def test_a_sequence_is_asked_for_the_data_of_those_who_have_tasks(make_model, ma
     lazy = Lazy(examples)
     engine = InProcess(model, lazy, workers=2)
     assert (engine.num_clients, lazy.asked) == (100, [])
-    found = engine.reduce(payload(model), tasks([99, 7]), Snapshots()).result()
+    found = fold_answers(engine, payload(model), tasks([99, 7]), Snapshots()).result()
     assert sorted(lazy.asked) == [7, 99]
-    listed = InProcess(model, [examples] * 100).reduce(payload(model), tasks([99, 7]), Snapshots()).result()
+    listed = fold_answers(InProcess(model, [examples] * 100), payload(model), tasks([99, 7]), Snapshots()).result()
     assert torch.equal(found, listed)
     with pytest.raises(ClientError, match=r"client 3 failed in round 1: FileNotFoundError: client-3\.csv"):
-        engine.reduce(payload(model), tasks([3]), Snapshots())
+        fold_answers(engine, payload(model), tasks([3]), Snapshots())
 
 
 def test_the_loss_given_is_the_loss_used(make_model, make_clients):
@@ -337,10 +340,12 @@ def test_the_loss_given_is_the_loss_used(make_model, make_clients):
 
     model = make_model()
     clients = [Examples(e.inputs, e.targets) for e in make_clients((9, 4))]
-    smooth = InProcess(model, clients, loss=loss, workers=1).reduce(payload(model), tasks([0, 1]), Snapshots()).result()
+    smooth = fold_answers(
+        InProcess(model, clients, loss=loss, workers=1), payload(model), tasks([0, 1]), Snapshots()
+    ).result()
     assert sum(calls) == 13
     assert not torch.equal(
-        smooth, InProcess(model, clients).reduce(payload(model), tasks([0, 1]), Snapshots()).result()
+        smooth, fold_answers(InProcess(model, clients), payload(model), tasks([0, 1]), Snapshots()).result()
     )
 
 

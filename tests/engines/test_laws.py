@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from folding import fold_answers, results_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -117,7 +118,7 @@ def theta_of(model):
 
 def run(engine, model, tasks=None, **payload):
     """All snapshots of the tasks, one client after another if not given."""
-    return engine.reduce({"theta": theta_of(model), **payload}, tasks or train_tasks(), Snapshots()).result()
+    return fold_answers(engine, {"theta": theta_of(model), **payload}, tasks or train_tasks(), Snapshots()).result()
 
 
 def tensors_in(result):
@@ -147,7 +148,7 @@ def test_every_task_has_one_result_folded_in_task_order(make_engine, make_task, 
     engine = make_engine(model, make_clients(SIZES), workers=workers)
     clients = [3, 0, 1, 1, 2, 0]  # a client may be asked twice
     tasks = [make_task(index, client) for index, client in enumerate(clients)]
-    results = engine.reduce({"theta": theta_of(model)}, tasks, List()).results
+    results = results_of(engine, {"theta": theta_of(model)}, tasks)
     assert [(result.index, result.client) for result in results] == list(enumerate(clients))
 
 
@@ -155,8 +156,8 @@ def test_every_task_has_one_result_folded_in_task_order(make_engine, make_task, 
 def test_the_fold_given_is_the_fold_returned(make_engine, make_model, make_clients):
     model, fold = make_model(), List()
     engine = make_engine(model, make_clients())
-    assert engine.reduce({"theta": theta_of(model)}, train_tasks([0]), fold) is fold
-    engine.reduce({"theta": theta_of(model)}, train_tasks([1]), fold)
+    assert fold_answers(engine, {"theta": theta_of(model)}, train_tasks([0]), fold) is fold
+    fold_answers(engine, {"theta": theta_of(model)}, train_tasks([1]), fold)
     assert [result.client for result in fold.results] == [0, 1]
 
 
@@ -168,8 +169,8 @@ def test_clients_are_counted(make_engine, make_model, make_clients):
 @each_engine
 def test_no_tasks_are_an_error(make_engine, make_model, make_clients):
     model = make_model()
-    with pytest.raises(ValueError, match="no tasks to reduce: sample at least one client"):
-        make_engine(model, make_clients()).reduce({"theta": theta_of(model)}, [], List())
+    with pytest.raises(ValueError, match="no tasks: sample at least one client"):
+        results_of(make_engine(model, make_clients()), {"theta": theta_of(model)}, [])
 
 
 @each_engine
@@ -178,7 +179,7 @@ def test_an_unknown_client_is_an_error_before_any_work(make_engine, client, make
     model, fold = make_model(), List()
     engine = make_engine(model, make_clients((5, 6, 7)))
     with pytest.raises(ValueError, match=rf"clients are numbered 0 to 2, got tasks for \[{client}\]"):
-        engine.reduce({"theta": theta_of(model)}, train_tasks([0, client]), fold)
+        fold_answers(engine, {"theta": theta_of(model)}, train_tasks([0, client]), fold)
     assert fold.results == []
 
 
@@ -186,7 +187,7 @@ def test_an_unknown_client_is_an_error_before_any_work(make_engine, client, make
 @pytest.mark.parametrize("d", [1, 10])
 def test_theta_of_another_model_is_an_error(make_engine, d, make_model, make_clients):
     with pytest.raises((ValueError, ClientError), match=rf"θ must have shape \[53\] for these parameters, got \[{d}\]"):
-        make_engine(make_model(), make_clients()).reduce({"theta": torch.zeros(d)}, train_tasks([0]), List())
+        results_of(make_engine(make_model(), make_clients()), {"theta": torch.zeros(d)}, train_tasks([0]))
 
 
 @each_engine
@@ -198,7 +199,7 @@ def test_payload_model_and_data_are_read_only(make_engine, make_task, make_model
     before = deepcopy((payload, model.state_dict(), [(c.inputs, c.targets) for c in clients]))
     modes = [m.training for m in model.modules()]
     engine = make_engine(model, clients, workers=2)
-    engine.reduce(payload, [make_task(index, client) for index, client in enumerate([0, 1, 2, 3, 0])], List())
+    results_of(engine, payload, [make_task(index, client) for index, client in enumerate([0, 1, 2, 3, 0])])
     assert all(torch.equal(payload[name], value) for name, value in before[0].items())
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before[1].items())
     assert all(torch.equal(c.inputs, x) and torch.equal(c.targets, y) for c, (x, y) in zip(clients, before[2]))  # noqa: B905
@@ -211,12 +212,12 @@ def test_results_are_the_caller_s_own(make_engine, make_model, make_clients):
     model = make_model()
     engine = make_engine(model, make_clients(SIZES), workers=1)
     payload = {"theta": theta_of(model)}
-    (first,) = engine.reduce(payload, train_tasks([0]), List()).results
+    (first,) = results_of(engine, payload, train_tasks([0]))
     kept = first.thetas.clone()
-    engine.reduce(payload, train_tasks([1]), List())
+    results_of(engine, payload, train_tasks([1]))
     assert torch.equal(first.thetas, kept)
     first.thetas.zero_()
-    assert torch.equal(engine.reduce(payload, train_tasks([0]), Snapshots()).result(), kept)
+    assert torch.equal(fold_answers(engine, payload, train_tasks([0]), Snapshots()).result(), kept)
 
 
 @each_engine
@@ -225,7 +226,7 @@ def test_results_carry_no_graph_even_if_theta_does(make_engine, make_model, make
     engine = make_engine(model, make_clients(SIZES), workers=1)
     theta = parameters_to_vector(model.parameters())
     assert theta.requires_grad
-    results = engine.reduce({"theta": theta}, train_tasks([0, 1]), List()).results
+    results = results_of(engine, {"theta": theta}, train_tasks([0, 1]))
     assert not any(result.thetas.requires_grad for result in results)
     assert torch.equal(torch.cat([r.thetas for r in results]), run(engine, model, train_tasks([0, 1])))
 
@@ -249,7 +250,7 @@ def test_answers_do_not_depend_on_the_number_of_workers(make_engine, make_task, 
     answers = []
     for workers in (1, 2, 3):
         engine = make_engine(model, make_clients(SIZES), workers=workers)
-        answers.append(engine.reduce({"theta": theta_of(model)}, tasks, List()).results)
+        answers.append(results_of(engine, {"theta": theta_of(model)}, tasks))
     assert same(answers[0], answers[1])
     assert same(answers[0], answers[2])
 
@@ -263,13 +264,13 @@ def test_an_answer_depends_on_payload_and_task_alone(make_engine, options, make_
     payload = {"theta": theta_of(model)}
 
     def answers(make_task):
-        return engine.reduce(payload, [make_task(0, 2)], List()).results
+        return results_of(engine, payload, [make_task(0, 2)])
 
     fresh = {kind: answers(make_task) for kind, make_task in KINDS.items()}
-    engine.reduce({"theta": torch.ones(Layout.of(model).d)}, train_tasks(), List())
-    engine.reduce(payload, [statistics_task(0, 1), evaluate_task(1, 3), *train_tasks()], List())
+    results_of(engine, {"theta": torch.ones(Layout.of(model).d)}, train_tasks())
+    results_of(engine, payload, [statistics_task(0, 1), evaluate_task(1, 3), *train_tasks()])
     assert all(same(answers(make_task), fresh[kind]) for kind, make_task in KINDS.items())
-    beside = engine.reduce(payload, [train_task(0, 2), train_task(1, 1)], List()).results[:1]
+    beside = results_of(engine, payload, [train_task(0, 2), train_task(1, 1)])[:1]
     assert same(beside, fresh["train"])
 
 
@@ -297,7 +298,7 @@ def test_dropout_is_on_in_training_and_off_elsewhere(make_engine, make_model, ma
     with_dropout, without = make_model(dropout=0.4), make_model()
     engines = [make_engine(model, make_clients(SIZES)) for model in (with_dropout, without)]
     assert not torch.equal(run(engines[0], with_dropout), run(engines[1], without))
-    evaluated = [e.reduce({"theta": theta_of(without)}, [evaluate_task(0, 1)], List()).results for e in engines]
+    evaluated = [results_of(e, {"theta": theta_of(without)}, [evaluate_task(0, 1)]) for e in engines]
     assert same(*evaluated)
 
 
@@ -342,9 +343,9 @@ def test_batch_norm_statistics_of_training_do_not_reach_an_evaluation(make_engin
     model = make_model(batch_norm=True)
     engine = make_engine(model, make_clients(SIZES), workers=1)
     payload = {"theta": theta_of(model)}
-    before = engine.reduce(payload, [evaluate_task(0, 0)], List()).results
-    engine.reduce(payload, train_tasks(), List())
-    assert same(engine.reduce(payload, [evaluate_task(0, 0)], List()).results, before)
+    before = results_of(engine, payload, [evaluate_task(0, 0)])
+    results_of(engine, payload, train_tasks())
+    assert same(results_of(engine, payload, [evaluate_task(0, 0)]), before)
 
 
 @each_engine
@@ -352,15 +353,15 @@ def test_buffers_in_the_payload_are_used_once(make_engine, make_model, make_clie
     model = make_model(batch_norm=True)
     engine = make_engine(model, make_clients(SIZES), workers=1)
     payload = {"theta": theta_of(model)}
-    own = engine.reduce(payload, [evaluate_task(0, 0)], List()).results
-    given = engine.reduce({**payload, "1.running_mean": torch.full((5,), 2.0)}, [evaluate_task(0, 0)], List()).results
+    own = results_of(engine, payload, [evaluate_task(0, 0)])
+    given = results_of(engine, {**payload, "1.running_mean": torch.full((5,), 2.0)}, [evaluate_task(0, 0)])
     assert not same(given, own)
     plain = deepcopy(model).eval()
     plain[1].running_mean.fill_(2.0)
     data = make_clients(SIZES)[0]
     expected = F.cross_entropy(plain(data.inputs), data.targets, reduction="sum")
     assert given[0].loss_sum == pytest.approx(expected.item(), rel=1e-5)  # 20 float32 terms
-    assert same(engine.reduce(payload, [evaluate_task(0, 0)], List()).results, own)
+    assert same(results_of(engine, payload, [evaluate_task(0, 0)]), own)
 
 
 # ------------------------------------------------------------------------------------- equal to plain PyTorch
@@ -438,7 +439,7 @@ def test_training_equals_plain_pytorch(make_engine, make, shape, momentum, weigh
     theta += 0.01 * torch.randn(theta.shape, generator=generator_for(6), dtype=theta.dtype)
     update = ClientUpdate(batch_size=8, momentum=momentum, weight_decay=weight_decay)
     tasks = train_tasks(learning_rates=(0.1, 0.05, 0.02, 0.01), snapshots=(1, 2, 4), update=update)
-    results = make_engine(model, clients, workers=2).reduce({"theta": theta}, tasks, List()).results
+    results = results_of(make_engine(model, clients, workers=2), {"theta": theta}, tasks)
     for task, client, result in zip(tasks, clients, results, strict=True):
         thetas, loss = plain_training(model, theta, client, task)
         assert (thetas[-1] - theta).abs().max() > 1e-3
@@ -466,7 +467,7 @@ def test_evaluation_equals_one_pass_over_all_examples(make_engine, batch_size, m
         EvaluateTask(index=client, client=client, occasion="an evaluation", batch_size=batch_size)
         for client in range(4)
     ]
-    found = make_engine(model, clients).reduce({"theta": theta_of(model)}, tasks, Tally()).result()
+    found = fold_answers(make_engine(model, clients), {"theta": theta_of(model)}, tasks, Tally()).result()
     inputs = torch.cat([c.inputs for c in clients]).double()
     targets = torch.cat([c.targets for c in clients])
     logits = deepcopy(model).eval().double()(inputs)
@@ -482,7 +483,7 @@ def test_statistics_of_all_clients_are_those_of_all_examples(make_engine, make_c
         StatisticsTask(index=c, client=c, occasion="a refresh", batch_size=7, max_examples=None, seed=c)
         for c in range(4)
     ]
-    (found,) = make_engine(model, clients).reduce({"theta": theta_of(model)}, tasks, PooledStatistics()).result()
+    (found,) = fold_answers(make_engine(model, clients), {"theta": theta_of(model)}, tasks, PooledStatistics()).result()
     inputs = torch.cat([c.inputs for c in clients]).double()
     torch.testing.assert_close(found["0.running_mean"].double(), inputs.mean(0), rtol=0, atol=12 * 2**-24)
     torch.testing.assert_close(found["0.running_var"].double(), inputs.var(0), rtol=12 * 2**-24, atol=0)
@@ -553,9 +554,9 @@ def test_inputs_may_be_a_dict(make_engine, make_clients):
     engine = make_engine(model, clients, workers=2)
     payload = {"theta": theta_of(model)}
     tasks = train_tasks(learning_rates=(0.1,) * 5, snapshots=(5,))
-    before = engine.reduce(payload, [evaluate_task(0, 1)], Tally()).result()
-    (_, theta, *_) = engine.reduce(payload, tasks, Snapshots()).result()
-    after = engine.reduce({"theta": theta}, [evaluate_task(0, 1)], Tally()).result()
+    before = fold_answers(engine, payload, [evaluate_task(0, 1)], Tally()).result()
+    (_, theta, *_) = fold_answers(engine, payload, tasks, Snapshots()).result()
+    after = fold_answers(engine, {"theta": theta}, [evaluate_task(0, 1)], Tally()).result()
     assert after.loss < before.loss
     assert after.num_examples == 33
 
@@ -570,10 +571,10 @@ def test_a_loss_of_one_s_own_trains_a_regression(make_engine, make_clients):
     clients = [Examples(e.inputs, e.inputs.sum(1)) for e in make_clients(SIZES, dtype=torch.float64)]
     engine = make_engine(model, clients, loss=loss, workers=2)
     theta, tasks = theta_of(model), train_tasks()
-    found = engine.reduce({"theta": theta}, tasks, Snapshots()).result()
+    found = fold_answers(engine, {"theta": theta}, tasks, Snapshots()).result()
     expected = [plain_training(model, theta, c, t, loss)[0] for c, t in zip(clients, tasks, strict=True)]
     torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-11)
-    assert engine.reduce({"theta": theta}, [evaluate_task(0, 1)], Tally()).result().accuracy is None
+    assert fold_answers(engine, {"theta": theta}, [evaluate_task(0, 1)], Tally()).result().accuracy is None
 
 
 class TwoHeads(nn.Module):
@@ -592,9 +593,9 @@ def test_outputs_may_be_whatever_the_loss_takes(make_engine, make_clients):
     clients = [Examples(e.inputs, e.inputs.sum(1)) for e in make_clients(SIZES)]
     engine = make_engine(model, clients, loss=lambda o, y: F.gaussian_nll_loss(o["mean"], y, o["variance"]))
     payload = {"theta": theta_of(model)}
-    before = engine.reduce(payload, [evaluate_task(0, 1)], Tally()).result()
-    theta = engine.reduce(payload, train_tasks([1]), Snapshots()).result()[-1]
-    after = engine.reduce({"theta": theta}, [evaluate_task(0, 1)], Tally()).result()
+    before = fold_answers(engine, payload, [evaluate_task(0, 1)], Tally()).result()
+    theta = fold_answers(engine, payload, train_tasks([1]), Snapshots()).result()[-1]
+    after = fold_answers(engine, {"theta": theta}, [evaluate_task(0, 1)], Tally()).result()
     assert after.accuracy is None
     assert after.loss < before.loss
 
@@ -628,7 +629,7 @@ def with_bad_client(clients, number, **changes):
 def failure(make_engine, model, clients, tasks=None, workers=2, **options):
     engine = make_engine(model, clients, workers=workers, **options)
     with pytest.raises(ClientError) as caught:
-        engine.reduce({"theta": theta_of(model)}, tasks or train_tasks(), List())
+        results_of(engine, {"theta": theta_of(model)}, tasks or train_tasks())
     return str(caught.value)
 
 
@@ -704,11 +705,11 @@ def test_after_a_failure_the_engine_answers_as_before(make_engine, make_model, m
     engine = make_engine(model, with_bad_client(clients, 3, targets=clients[3].targets + 5), workers=2)
     tasks = [train_task(0, 0), statistics_task(1, 1), evaluate_task(2, 2)]
     payload = {"theta": theta_of(model)}
-    before = engine.reduce(payload, tasks, List()).results
+    before = results_of(engine, payload, tasks)
     for bad in ([*tasks, train_task(3, 3)], [train_task(0, 3), *tasks]):
         with pytest.raises(ClientError):
-            engine.reduce(payload, bad, List())
-        assert same(engine.reduce(payload, tasks, List()).results, before)
+            results_of(engine, payload, bad)
+        assert same(results_of(engine, payload, tasks), before)
 
 
 @each_engine
@@ -724,7 +725,7 @@ def test_a_fold_s_own_error_comes_through_and_leaves_the_engine_whole(make_engin
     before = run(engine, model)
     threads = torch.get_num_threads()
     with pytest.raises(KeyError, match="enough"):
-        engine.reduce({"theta": theta_of(model)}, train_tasks(), Refusing())
+        fold_answers(engine, {"theta": theta_of(model)}, train_tasks(), Refusing())
     assert torch.get_num_threads() == threads
     assert torch.equal(run(engine, model), before)
 
@@ -739,7 +740,7 @@ def test_fifty_one_examples_in_batches_of_fifty_leave_no_lone_one_to_batch_norm(
     update = ClientUpdate(batch_size=50)
     assert run(engine, model, train_tasks([0], update=update)).isfinite().all()
     task = StatisticsTask(index=0, client=0, occasion="a refresh", batch_size=50, max_examples=None, seed=0)
-    (found,) = engine.reduce({"theta": theta_of(model)}, [task], PooledStatistics()).result()
+    (found,) = fold_answers(engine, {"theta": theta_of(model)}, [task], PooledStatistics()).result()
     assert (found["1.running_var"] > 0).all()
 
 
@@ -751,7 +752,7 @@ def test_a_client_with_one_example_fails_batch_norm_by_name_or_is_evaluated(
     model = make_model(batch_norm=True)
     tasks = [make_task(0, 0), make_task(1, 1)]
     if make_task is evaluate_task:
-        results = make_engine(model, make_clients((9, 1))).reduce({"theta": theta_of(model)}, tasks, List()).results
+        results = results_of(make_engine(model, make_clients((9, 1))), {"theta": theta_of(model)}, tasks)
         assert results[1].num_examples == 1
     else:
         words = failure(make_engine, model, make_clients((9, 1)), tasks)
@@ -795,6 +796,6 @@ class Living:
 def test_results_that_were_folded_are_let_go(make_engine, workers, make_model, make_clients):
     model, fold = make_model(), Living()
     engine = make_engine(model, make_clients((4,) * 40), workers=workers)
-    engine.reduce({"theta": theta_of(model)}, train_tasks(range(40)), fold)
+    fold_answers(engine, {"theta": theta_of(model)}, train_tasks(range(40)), fold)
     assert fold.count == 40
     assert fold.most <= 2  # the one being folded, and the one that the loop's variable still names

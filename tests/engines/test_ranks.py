@@ -81,7 +81,11 @@ def test_the_ranks_without_a_fault_learn_of_it(found):
     ]
 
 
-def test_folds_that_depend_on_order_are_refused_before_the_work(found):
+def test_a_fold_that_was_combined_would_count_twice_and_is_refused(found):
+    assert all(words.startswith("ValueError: this fold was combined before") for words in failure(found, "twice"))
+
+
+def test_folds_that_depend_on_order_are_refused(found):
     assert all(
         words.startswith("ValueError: columns centered on the running mean") for words in failure(found, "printed")
     )

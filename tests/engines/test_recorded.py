@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from folding import fold_answers
 from samples import cut, flip
 
 from dswag import ClientError, Config, InProcess, Layout, Moments, collect, explore
 from dswag.core.atomic_files import SaveError
 from dswag.engines.recorded import Recorded
-from dswag.federation.contract import ClientUpdate, EvaluateTask, TrainResult, TrainTask, deliver
+from dswag.federation.contract import ClientUpdate, EvaluateTask, TrainResult, TrainTask
 from dswag.federation.folds import Both, Snapshots
-from dswag.federation.round_trip import exchange
+from dswag.federation.round_trip import round_trip
 
 SIZES = (20, 33, 11, 26, 14)
 CONFIG = Config(clients=5, explore_epochs=4, cycles=2, batch_size=9, rank=3)
@@ -24,13 +25,15 @@ class Counting:
     def __init__(self, engine, stop_before=None):
         self.engine, self.num_clients, self.stop_before, self.asked = engine, engine.num_clients, stop_before, []
 
-    def reduce(self, payload, tasks, fold):
+    def answers(self, payload, tasks):
         for task in tasks:
             if task.index == self.stop_before:
                 raise KeyboardInterrupt
             self.asked.append(task.index)
-            self.engine.reduce(payload, [task], fold)
-        return fold
+            yield from self.engine.answers(payload, [task])
+
+    def combine(self, fold, failure=None):
+        pass
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_answers_missing_in_the_middle_are_folded_in_their_turn(engine, theta, t
     rest, order = Counting(engine), []
     fold = explore(Recorded(rest, folder, answered=lambda: order.append(len(rest.asked))), theta, CONFIG, Snapshots())
     assert rest.asked == [1, 3]
-    assert order == [1, 1, 2, 2, 2]  # 0 before 1, and 2 before 3, as late as can be
+    assert order == [0, 1, 1, 2, 2]  # 0 before 1 is asked, and 2 before 3
     assert torch.equal(fold.fold.result(), whole.result())
 
 
@@ -152,13 +155,14 @@ def train_task(index, **options):
 class Scripted:
     num_clients = 3
 
-    def __init__(self, *answers):
-        self.answers = list(answers)
+    def __init__(self, *script):
+        self.script = list(script)
 
-    def reduce(self, payload, tasks, fold):
-        for task in tasks:
-            deliver(fold, self.answers.pop(0)(task))
-        return fold
+    def answers(self, payload, tasks):
+        return (self.script.pop(0)(task) for task in tasks)
+
+    def combine(self, fold, failure=None):
+        pass
 
 
 def good(task):
@@ -177,19 +181,19 @@ def failing(task):
 @pytest.mark.parametrize("wrong", [bad, failing])
 def test_a_client_that_failed_is_asked_again_in_the_exchange_and_by_a_resumed_one(tmp_path, wrong):
     payload, tasks = {"theta": torch.zeros(2)}, [train_task(index) for index in range(3)]
-    first = exchange(Recorded(Scripted(good, wrong, good), tmp_path), payload, tasks, Snapshots(), minimum=2)
+    first = round_trip(Recorded(Scripted(good, wrong, good), tmp_path), payload, tasks, Snapshots(), minimum=2)
     assert [missing.client for missing in first.missing] == [1]
-    again = exchange(Recorded(Scripted(wrong, good), tmp_path), payload, tasks, Snapshots(), minimum=3)
+    again = round_trip(Recorded(Scripted(wrong, good), tmp_path), payload, tasks, Snapshots(), minimum=3)
     assert again.missing == ()
     assert sorted(again.fold.result()[:, 0].tolist()) == [0, 1, 2]
-    third = exchange(Recorded(Scripted(), tmp_path), payload, tasks, Snapshots())
+    third = round_trip(Recorded(Scripted(), tmp_path), payload, tasks, Snapshots())
     assert third.fold.result()[:, 0].tolist() == [0, 1, 2]
 
 
 def test_an_answer_that_ended_an_exchange_is_not_saved(tmp_path):
     payload, tasks = {"theta": torch.zeros(2)}, [train_task(index) for index in range(2)]
     with pytest.raises(ClientError, match="client 1 failed"):
-        exchange(Recorded(Scripted(good, bad), tmp_path), payload, tasks, Snapshots())
+        round_trip(Recorded(Scripted(good, bad), tmp_path), payload, tasks, Snapshots())
     assert [path.name for path in tmp_path.iterdir()] == ["00000.safetensors"]
 
 
@@ -199,11 +203,11 @@ def test_other_tasks_go_through_unrecorded(engine, theta, tmp_path):
     recorded = Recorded(rest, tmp_path / "answers")
     assert recorded.num_clients == 5
     for _ in range(2):
-        recorded.reduce({"theta": theta}, tasks, Ignoring())
+        fold_answers(recorded, {"theta": theta}, tasks, Ignoring())
     assert rest.asked == [0, 1, 2, 3, 4] * 2
     assert not (tmp_path / "answers").exists()
-    with pytest.raises(ValueError, match="no tasks to reduce"):
-        Recorded(engine, tmp_path).reduce({"theta": theta}, [], Ignoring())
+    with pytest.raises(ValueError, match="no tasks"):
+        fold_answers(Recorded(engine, tmp_path), {"theta": theta}, [], Ignoring())
 
 
 class Ignoring:

@@ -55,7 +55,7 @@ def test_nan_is_refused_at_the_door_whatever_the_rule(aggregation):
     assert all({client.client for client in each.missing} == {0, 1} for each in done)
     assert "not finite" in done[0].missing[0].cause
     assert accuracy_of(done[-1].theta) >= without_attack(aggregation) - 0.02
-    with pytest.raises(ClientError, match=r"client \d failed in round 1: its answer was refused: it is not finite"):
+    with pytest.raises(ClientError, match=r"client \d failed in round 1: its answer was rejected: it is not finite"):
         rounds(not_a_number, aggregation=aggregation)
 
 

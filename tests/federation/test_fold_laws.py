@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from dswag.algorithms.calibration import SummedGains
 from dswag.client.batch_norm import PooledStatistics
 from dswag.core.randomness import generator_for
-from dswag.engines.recorded import _Recording
-from dswag.federation.aggregation import Clipped, Mean, aggregator
+from dswag.federation.aggregation import Mean, aggregator
 from dswag.federation.contract import (
     PER_COORDINATE,
     CalibrateResult,
@@ -27,8 +26,7 @@ from dswag.federation.contract import (
     TrainTask,
 )
 from dswag.federation.folds import Both, Snapshots, Tally
-from dswag.federation.round_trip import _Door
-from dswag.lab.baselines.costs import _Counted
+from dswag.federation.round_trip import Attendance
 from dswag.posterior.moments import Moments
 
 D = 7
@@ -80,8 +78,8 @@ TASKS = [
 ]
 
 
-def door(fold):
-    return _Door(fold, {"theta": torch.zeros(D)}, TASKS, tolerant=True)
+def attendance():
+    return Attendance(TASKS)
 
 
 FOLDS = {
@@ -99,8 +97,6 @@ FOLDS = {
     "tally": (Tally, evaluated),
     "tally of regressions": (Tally, regressed),
     "both": (lambda: Both(Mean(torch.zeros(D)), Snapshots()), trained),
-    "door": (lambda: door(Mean(torch.zeros(D))), trained),
-    "counted": (lambda: _Counted(Mean(torch.zeros(D)), TASKS), trained),
     "gains": (SummedGains, calibrated),
 }
 ALMOST = {
@@ -264,25 +260,26 @@ def test_printed_columns_are_carried_but_not_merged():
         fold.merge(there)
 
 
-def test_a_door_carries_who_is_missing_and_forgets_those_who_came_after_all():
-    first = door(Mean(torch.zeros(D)))
+def test_attendance_carries_who_is_missing_and_forgets_those_who_came_after_all():
+    first = attendance()
     first.add(trained(0))
-    first.miss(ClientError(TASKS[1], "the disk is gone", epoch=2))
-    first.miss(ClientError(TASKS[2], "loss is naïve"))
+    first.note(ClientError(TASKS[1], "the disk is gone", epoch=2))
+    first.note(ClientError(TASKS[2], "loss is naïve"))
     there = carried(first)
-    assert {index: str(error) for index, error in there.missing.items()} == {
-        1: "client 8 failed in round 1, epoch 2: the disk is gone",
-        2: "client 7 failed in round 1: loss is naïve",
-    }
+    assert [str(error) for error in there.missing()[:3]] == [
+        "client 8 failed in round 1, epoch 2: the disk is gone",
+        "client 7 failed in round 1: loss is naïve",
+        "client 6 failed in round 1: no answer came",
+    ]
     again = there.empty()
     again.add(trained(1))
-    there.merge(again)
-    assert there.missing.keys() == {2}
-    assert there.count == 2
+    there.merge(carried(again))
+    assert [error.task.index for error in there.missing()] == list(range(2, CLIENTS))
+    assert there.accepted == {0, 1}
     assert there.bytes_up == first.bytes_up + again.bytes_up
 
 
-def test_a_door_carries_the_layers_that_its_answers_agree_in():
+def test_attendance_carries_the_layers_that_its_answers_agree_in():
     def statistics(index, name):
         return replace(measured(index), client=9 - index, statistics=({name: measured(index).statistics[0][""]},))
 
@@ -290,35 +287,23 @@ def test_a_door_carries_the_layers_that_its_answers_agree_in():
         StatisticsTask(index=i, client=9 - i, occasion="a refresh", batch_size=1, max_examples=None, seed=0)
         for i in range(3)
     ]
-    here = _Door(PooledStatistics(), {}, tasks, tolerant=True)
+    here = Attendance(tasks)
     here.add(statistics(0, "1"))
-    there = carried(here)
-    there.add(statistics(1, "2"))
-    assert "BatchNorm layers are [{'2': 3}], those of the others [{'1': 3}]" in str(there.missing[1])
+    with pytest.raises(ClientError, match=r"BatchNorm layers are \[{'2': 3}\], those of the others \[{'1': 3}\]"):
+        carried(here).check(statistics(1, "2"), {})
     other = here.empty()
     other.add(statistics(1, "2"))
     with pytest.raises(ValueError, match="layers must be the same everywhere"):
-        there.merge(carried(other))
+        here.merge(carried(other))
 
 
-@pytest.mark.parametrize(
-    "around",
-    [
-        door,
-        lambda fold: _Counted(fold, TASKS),
-        lambda fold: _Recording(fold, {}, {}, (), lambda: None),
-        lambda fold: Clipped(fold, 1.0),
-        lambda fold: Both(Mean(torch.zeros(D)), fold),
-    ],
-    ids=["door", "counted", "recording", "clipped", "both"],
-)
-def test_a_fold_within_others_learns_that_it_holds_a_range(around):
+def test_folds_within_both_learn_that_they_hold_a_range():
     class Spread(Mean):
         def spread(self, coordinates):
             self.coordinates = coordinates
 
     fold, coordinates = Spread(torch.zeros(D)), object()
-    around(fold).spread(coordinates)
+    Both(Mean(torch.zeros(D)), fold).spread(coordinates)
     assert fold.coordinates is coordinates
 
 

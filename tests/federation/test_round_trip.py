@@ -24,10 +24,9 @@ from dswag.federation.contract import (
     StatisticsTask,
     TrainResult,
     TrainTask,
-    deliver,
 )
 from dswag.federation.folds import Tally
-from dswag.federation.round_trip import Missing, exchange, num_bytes
+from dswag.federation.round_trip import Missing, num_bytes, round_trip
 
 THETA = torch.tensor([1.0, -2.0, 3.0])
 PAYLOAD = {"theta": THETA}
@@ -60,11 +59,12 @@ class Scripted:
         self.times = list(times)
         self.asked = []
 
-    def reduce(self, payload, tasks, fold):
+    def answers(self, payload, tasks):
         self.asked.append([task.index for task in tasks])
-        for answer in self.times.pop(0):
-            deliver(fold, answer)
-        return fold
+        return iter(self.times.pop(0))
+
+    def combine(self, fold, failure=None):
+        pass
 
 
 def train_task(index=0, **options):
@@ -158,7 +158,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(("task", "result"), FITTING)
 def test_an_answer_that_fits_its_task_is_let_in(task, result):
-    done = exchange(Scripted([result]), PAYLOAD, [task], List())
+    done = round_trip(Scripted([result]), PAYLOAD, [task], List())
     assert len(done.fold.results) == 1
     assert done.missing == ()
 
@@ -166,8 +166,8 @@ def test_an_answer_that_fits_its_task_is_let_in(task, result):
 @pytest.mark.parametrize(("task", "result", "words"), FAULTS)
 def test_an_answer_that_does_not_fit_is_refused_in_words(task, result, words):
     fold = List()
-    with pytest.raises(ClientError, match=rf"client 5 failed in {task.occasion}: its answer was refused: .*{words}"):
-        exchange(Scripted([result]), PAYLOAD, [task], fold)
+    with pytest.raises(ClientError, match=rf"client 5 failed in {task.occasion}: its answer was rejected: .*{words}"):
+        round_trip(Scripted([result]), PAYLOAD, [task], fold)
     assert fold.results == []
 
 
@@ -176,7 +176,7 @@ def test_a_tolerant_exchange_names_the_client_that_it_refused(task, result, word
     other = replace(task, index=1, client=6)
     good = next(result for fitting, result in FITTING if fitting == task)
     answers = [result, replace(good, index=1, client=6)]
-    done = exchange(Scripted(answers), PAYLOAD, [task, other], List(), minimum=1)
+    done = round_trip(Scripted(answers), PAYLOAD, [task, other], List(), minimum=1)
     assert [result.client for result in done.fold.results] == [6]
     (missing,) = done.missing
     assert missing.client == 5
@@ -187,7 +187,7 @@ def test_a_tolerant_exchange_names_the_client_that_it_refused(task, result, word
 def test_snapshots_come_as_differences_in_half_the_bytes_and_are_decoded():
     steps = torch.tensor([[0.5, 0.25, -1.0], [1.0, 2.0, 0.0]])  # exact in bfloat16
     task = train_task(upload="bfloat16")
-    done = exchange(Scripted([trained(thetas=steps.bfloat16())]), PAYLOAD, [task], List())
+    done = round_trip(Scripted([trained(thetas=steps.bfloat16())]), PAYLOAD, [task], List())
     (result,) = done.fold.results
     assert result.thetas.dtype == torch.float32
     assert torch.equal(result.thetas, THETA + steps)
@@ -206,7 +206,7 @@ def test_bytes_are_counted_to_the_last():
     # and batch_size, momentum, nesterov, weight_decay, proximal
     assert num_bytes(train_task()) == 8 * 8 + 5 * 8
     tasks = [train_task(0), train_task(1)]
-    done = exchange(Scripted([trained(0), trained(1)]), PAYLOAD, tasks, List())
+    done = round_trip(Scripted([trained(0), trained(1)]), PAYLOAD, tasks, List())
     assert (done.bytes_down, done.bytes_up) == (2 * (12 + 104), 2 * 56)
 
 
@@ -216,13 +216,13 @@ def fail(index, cause="out of memory", **options):
 
 def test_a_client_that_fails_ends_an_exchange_that_needs_all():
     with pytest.raises(ClientError, match="client 6 failed in round 4: out of memory"):
-        exchange(Scripted([trained(0), fail(1)]), PAYLOAD, [train_task(0), train_task(1)], List())
+        round_trip(Scripted([trained(0), fail(1)]), PAYLOAD, [train_task(0), train_task(1)], List())
 
 
 def test_clients_that_fail_are_left_out_where_enough_answer():
     tasks = [train_task(index) for index in range(4)]
     engine = Scripted([trained(0), fail(1), fail(2, "vanished"), trained(3)])
-    done = exchange(engine, PAYLOAD, tasks, List(), minimum=2)
+    done = round_trip(engine, PAYLOAD, tasks, List(), minimum=2)
     assert [result.client for result in done.fold.results] == [5, 8]
     assert done.missing == (Missing(6, "out of memory"), Missing(7, "vanished"))
     assert engine.asked == [[0, 1, 2, 3]]  # nobody twice, for there are enough
@@ -233,7 +233,7 @@ def test_clients_that_fail_are_left_out_where_enough_answer():
 def test_where_too_few_answer_those_missing_are_asked_once_more():
     tasks = [train_task(index) for index in range(4)]
     engine = Scripted([trained(0), fail(1), fail(2), fail(3)], [fail(1, "again"), trained(2), trained(3)])
-    done = exchange(engine, PAYLOAD, tasks, List(), minimum=3)
+    done = round_trip(engine, PAYLOAD, tasks, List(), minimum=3)
     assert engine.asked == [[0, 1, 2, 3], [1, 2, 3]]
     assert [result.index for result in done.fold.results] == [0, 2, 3]
     assert done.missing == (Missing(6, "again"),)
@@ -249,13 +249,13 @@ def test_too_few_after_asking_again_is_an_error_that_names_all_missing():
         match=r"round 4 needs the results of at least 2 clients, got 1 of 3: "
         "client 6: out of memory; client 7: vanished$",
     ):
-        exchange(engine, PAYLOAD, tasks, List(), minimum=2)
+        round_trip(engine, PAYLOAD, tasks, List(), minimum=2)
     assert engine.times == []
 
 
 def test_a_refused_answer_is_asked_for_again_and_taken_when_it_fits():
     engine = Scripted([trained(0, loss=math.nan)], [trained(0)])
-    done = exchange(engine, PAYLOAD, [train_task(0)], List(), minimum=1)
+    done = round_trip(engine, PAYLOAD, [train_task(0)], List(), minimum=1)
     assert [result.loss for result in done.fold.results] == [0.5]
     assert done.missing == ()
 
@@ -264,16 +264,16 @@ def test_sums_over_the_largest_answers_that_are_let_in_stay_numbers():
     """Of malicious clients, that would otherwise end a run which is to go on without those that fail."""
     tasks = [train_task(index) for index in range(1000)]
     answers = [trained(index, num_examples=1 << 48, loss=1e280) for index in range(1000)]
-    mean = exchange(Scripted(answers), PAYLOAD, tasks, Mean(THETA), minimum=1).fold
+    mean = round_trip(Scripted(answers), PAYLOAD, tasks, Mean(THETA), minimum=1).fold
     assert math.isfinite(mean.result().loss)
     tasks = [replace(EVALUATE, index=index, client=index) for index in range(1000)]
     answers = [replace(EVALUATED, index=t.index, client=t.client, num_examples=1 << 48, loss_sum=1e280) for t in tasks]
-    tally = exchange(Scripted(answers), PAYLOAD, tasks, Tally(), minimum=1).fold
+    tally = round_trip(Scripted(answers), PAYLOAD, tasks, Tally(), minimum=1).fold
     assert math.isfinite(tally.result().loss)
     tasks = [replace(STATISTICS, draws=(), index=index, client=index) for index in range(1000)]
     seen = ({"1": layer(count=1 << 48)},)
     answers = [replace(SEEN, index=task.index, client=task.client, statistics=seen) for task in tasks]
-    pooled = exchange(Scripted(answers), PAYLOAD, tasks, PooledStatistics(), minimum=1).fold
+    pooled = round_trip(Scripted(answers), PAYLOAD, tasks, PooledStatistics(), minimum=1).fold
     for fold in (mean, tally, pooled):
         fold.state()  # whose whole numbers have 64 bits
 
@@ -281,9 +281,9 @@ def test_sums_over_the_largest_answers_that_are_let_in_stay_numbers():
 def test_a_second_answer_to_the_same_task_is_refused():
     tasks, answers = [train_task(0), train_task(1)], [trained(0), trained(0, loss=9.0), trained(1)]
     fold = List()
-    with pytest.raises(ClientError, match="client 5 failed in round 4: its answer was refused: it had answered before"):
-        exchange(Scripted(answers), PAYLOAD, tasks, fold)
-    done = exchange(Scripted(answers), PAYLOAD, tasks, List(), minimum=1)
+    with pytest.raises(ClientError, match="its answer was rejected: it had answered before"):
+        round_trip(Scripted(answers), PAYLOAD, tasks, fold)
+    done = round_trip(Scripted(answers), PAYLOAD, tasks, List(), minimum=1)
     assert [result.loss for result in done.fold.results] == [0.5, 0.5]
     assert done.missing == ()
     assert done.bytes_up == 2 * 56  # what was let in
@@ -291,17 +291,17 @@ def test_a_second_answer_to_the_same_task_is_refused():
 
 def test_an_answer_to_no_task_is_refused_and_its_client_goes_on_missing():
     tasks, answers = [train_task(0), train_task(1)], [trained(0), trained(7, client=6)]
-    with pytest.raises(ClientError, match="client 6 failed in round 4: its answer was refused: there is no task 7"):
-        exchange(Scripted(answers), PAYLOAD, tasks, List())
-    done = exchange(Scripted(answers), PAYLOAD, tasks, List(), minimum=1)
+    with pytest.raises(ClientError, match="client 6 failed in round 4: its answer was rejected: there is no task 7"):
+        round_trip(Scripted(answers), PAYLOAD, tasks, List())
+    done = round_trip(Scripted(answers), PAYLOAD, tasks, List(), minimum=1)
     assert done.missing == (Missing(6, "no answer came"),)
 
 
 def test_a_client_of_which_nothing_is_heard_is_missing():
     tasks = [train_task(0), train_task(1)]
     with pytest.raises(ClientError, match="client 6 failed in round 4: no answer came"):
-        exchange(Scripted([trained(0)]), PAYLOAD, tasks, List())
-    assert exchange(Scripted([trained(0)]), PAYLOAD, tasks, List(), minimum=1).missing == (
+        round_trip(Scripted([trained(0)]), PAYLOAD, tasks, List())
+    assert round_trip(Scripted([trained(0)]), PAYLOAD, tasks, List(), minimum=1).missing == (
         Missing(6, "no answer came"),
     )
 
@@ -316,8 +316,8 @@ def test_statistics_of_other_layers_than_the_others_are_refused(other):
     with pytest.raises(
         ClientError, match=r"client 6 failed in a refresh: .*its BatchNorm layers are .*those of the ot"
     ):
-        exchange(Scripted(answers), PAYLOAD, tasks, List())
-    done = exchange(Scripted(answers), PAYLOAD, tasks, List(), minimum=2)
+        round_trip(Scripted(answers), PAYLOAD, tasks, List())
+    done = round_trip(Scripted(answers), PAYLOAD, tasks, List(), minimum=2)
     assert [missing.client for missing in done.missing] == [6]
 
 
@@ -328,7 +328,7 @@ def test_a_fold_s_own_error_is_no_fault_of_a_client(tolerant):
             raise KeyError("enough")
 
     with pytest.raises(KeyError, match="enough"):
-        exchange(Scripted([trained(0)]), PAYLOAD, [train_task(0)], Full(), minimum=1 if tolerant else None)
+        round_trip(Scripted([trained(0)]), PAYLOAD, [train_task(0)], Full(), minimum=1 if tolerant else None)
 
 
 anything = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
@@ -354,7 +354,7 @@ results = (
 def test_whatever_comes_back_is_let_in_or_refused_and_nothing_else(task, answers):
     tasks = [replace(task, index=index, client=index + 5) for index in range(3)]
     try:
-        done = exchange(Scripted(answers, []), PAYLOAD, tasks, List(), minimum=1)
+        done = round_trip(Scripted(answers, []), PAYLOAD, tasks, List(), minimum=1)
     except TooFewClientsError:
         return
     clients = [result.client for result in done.fold.results] + [missing.client for missing in done.missing]

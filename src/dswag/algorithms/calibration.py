@@ -19,7 +19,7 @@ from dswag.client import batch_norm
 from dswag.config import Config
 from dswag.core.randomness import derive_seed
 from dswag.federation.contract import CalibrateResult, CalibrateTask, Draws, Engine, Part
-from dswag.federation.round_trip import exchange
+from dswag.federation.round_trip import round_trip
 from dswag.posterior.gaussian import GaussianPosterior
 
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.0, 3.0)
@@ -93,7 +93,7 @@ def held_out_gains(
         for client in range(engine.num_clients)
     ]
     payload = {**posterior.tensors(), **buffers}
-    return exchange(engine, payload, tasks, SummedGains(), minimum=enough).fold.result()
+    return round_trip(engine, payload, tasks, SummedGains(), minimum=enough).fold.result()
 
 
 def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_examples: int) -> int:

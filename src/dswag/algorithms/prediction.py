@@ -180,7 +180,7 @@ def draws_of(
     def draw(i: int) -> Float[Tensor, "d"]:
         return posterior.sample(seed, first=i, kind=kind, scale=scale)[0]  # l. 2
 
-    if isinstance(posterior, GaussianPosterior):  # clients make the draws themselves: one exchange for all
+    if isinstance(posterior, GaussianPosterior):  # clients make the draws themselves: one round trip for all
         draws = posterior.draws(seed, samples, kind=kind, scale=scale)
         refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, precision, draws)
     else:

@@ -18,7 +18,7 @@ from dswag.federation.aggregation import aggregator
 from dswag.federation.client_sampling import sample_clients
 from dswag.federation.contract import Engine, EvaluateTask, FoldT, TrainTask
 from dswag.federation.folds import Evaluation, Tally
-from dswag.federation.round_trip import Exchange, Missing, exchange
+from dswag.federation.round_trip import Missing, RoundTrip, round_trip
 from dswag.posterior.moments import Moments
 from dswag.posterior.robust_moments import RobustMoments
 
@@ -67,7 +67,7 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
     have yielded after that round.
 
     Raises:
-        ClientError, TooFewClientsError: from `exchange`.
+        ClientError, TooFewClientsError: from `round_trip`.
         ValueError: `stop_accuracy` where outputs and targets are no classes.
         DivergenceError: a round whose loss has diverged (`divergence.has_diverged`), or whose θ is not finite.
     """
@@ -84,7 +84,7 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
         tasks = _train_tasks(config, clients, rates_t, (config.local_epochs,), phase=1, round=t)
         update = aggregator(config.aggregation, theta, byzantine=config.byzantine, clip_update=config.clip_update)
         enough = config.enough_of(len(tasks), phase=1)
-        done = exchange(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 5-11
+        done = round_trip(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 5-11
         aggregate = done.fold.result()
         first_loss = aggregate.loss if state.first_loss is None else state.first_loss
         state = replace(server_update.step(state, aggregate.theta, config), first_loss=first_loss)  # l. 12
@@ -104,13 +104,13 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
             return  # Section 6.1
 
 
-def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector: FoldT) -> Exchange[FoldT]:
+def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector: FoldT) -> RoundTrip[FoldT]:
     """Phase 2: sampled clients continue alone from θ_T; the collector takes in their snapshots as they come.
 
-    The collector is the `fold` of the exchange that is returned.
+    The collector is the `fold` of the round trip that is returned.
 
     Raises:
-        ClientError, TooFewClientsError: from `exchange`.
+        ClientError, TooFewClientsError: from `round_trip`.
     """
     clients = sample_clients(config.explorers, config.clients, seed=config.seed, phase=2, round=0)  # l. 16
     period = config.explore_epochs // config.cycles
@@ -119,7 +119,7 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
     snapshots = schedules.cycle_snapshots(config.explore_epochs, period, config.snapshots_per_cycle)
     tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=0)
     enough = config.enough_of(len(tasks), phase=2)
-    return exchange(engine, {"theta": theta}, tasks, collector, minimum=enough)  # l. 17-24
+    return round_trip(engine, {"theta": theta}, tasks, collector, minimum=enough)  # l. 17-24
 
 
 def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments | RobustMoments:
@@ -146,7 +146,7 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
         EvaluateTask(index=client, client=client, occasion="the evaluation", part=part, batch_size=size)
         for client in range(engine.num_clients)
     ]
-    return exchange(engine, {**payload, **statistics}, tasks, Tally(), minimum=enough).fold.result()
+    return round_trip(engine, {**payload, **statistics}, tasks, Tally(), minimum=enough).fold.result()
 
 
 def _accuracy(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> float | None:

@@ -64,7 +64,7 @@ class Train(Configured):
     engine: Literal["in-process", "distributed", "flower"] = "in-process"
     """Where the clients run: in this process, in all processes that torchrun started, or on simulated Flower nodes."""
     rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
-    """Seconds that the processes of a distributed run wait for one another; choose more than an exchange takes."""
+    """Seconds that the processes of a distributed run wait for one another; choose more than a round trip takes."""
 
     def resumed(self, recipe: Recipe) -> Recipe:
         """The settings of the run that is resumed; file and flags may repeat them, and change what does not matter.

@@ -26,7 +26,7 @@ from dswag.federation.contract import (
     StatisticsResult,
     StatisticsTask,
 )
-from dswag.federation.round_trip import exchange
+from dswag.federation.round_trip import round_trip
 
 BATCH_SIZE = 128
 """Examples that a layer normalizes together while statistics are collected."""
@@ -51,7 +51,7 @@ def refresh(
 ) -> tuple[dict[str, Tensor], ...]:
     """For the payload's θ, or each draw from its posterior, the running statistics over all clients by buffer name.
 
-    One exchange, however many draws. Each client passes at most `max_examples`, rounded up to whole batches. All
+    One round trip, however many draws. Each client passes at most `max_examples`, rounded up to whole batches. All
     clients must answer, or at least `minimum`.
     """
     tasks = [
@@ -68,7 +68,7 @@ def refresh(
         )
         for client in range(engine.num_clients)
     ]
-    return exchange(engine, payload, tasks, PooledStatistics(), minimum=minimum).fold.result()
+    return round_trip(engine, payload, tasks, PooledStatistics(), minimum=minimum).fold.result()
 
 
 def collect(module: nn.Module, batches: Iterable[Any]) -> dict[str, LayerStatistics]:

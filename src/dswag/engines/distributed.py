@@ -1,7 +1,8 @@
 """Clients spread over the processes of one run, on one or several machines; all run the same program."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from dswag.federation.contract import (
     Fold,
     FoldT,
     Payload,
+    Result,
     Task,
     check_tasks,
     spread,
@@ -31,9 +33,9 @@ CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
 
 
 class Distributed:
-    """Runs each rank's share of the tasks as `InProcess` does, and merges what the ranks folded.
+    """Runs each rank's share of the tasks as `InProcess` does, and combines what the ranks folded.
 
-    Every rank runs the same program with the same settings, has access to all clients' data, and ends every exchange
+    Every rank runs the same program with the same settings, has access to all clients' data, and ends every round trip
     with the same content in its fold. Rank r takes the r-th of equal shares of consecutive tasks. The ranks' folds are
     cut by coordinates: each rank merges one range of all folds, in the order of the ranks, and sends the result to the
     others. So a rank sends and receives as much as two folds hold, whatever the number of ranks and clients. If a fold
@@ -61,6 +63,9 @@ class Distributed:
     ) -> None:
         self.ranks = ranks
         self._local = InProcess(model, clients, loss=loss, workers=workers, layout=layout)
+        self._asked: tuple[Task, ...] = ()
+        self._told: dict[str, Tensor] = {}
+        self._combined: WeakSet[Fold[Any, Any]] = WeakSet()
 
     @property
     def num_clients(self) -> int:
@@ -72,38 +77,33 @@ class Distributed:
         """The loss that clients train with."""
         return self._local.loss
 
-    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold after every task's client answered, with the same content on all ranks.
+    def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
+        """The answers to this rank's share of the tasks, in task order; none where there are fewer tasks than ranks."""
+        check_tasks(tasks, self.num_clients)
+        self._asked = tuple(tasks)
+        self._told = {"work from another θ": _fingerprint(payload), "have other tasks": _as_fingerprint(tasks)}
+        start, end = self.ranks.bounds(len(tasks))[self.ranks.rank]
+        return self._local.answers(payload, tasks[start:end]) if start < end else iter(())
+
+    def combine(self, fold: Fold[Any, Any], failure: Exception | None = None) -> None:
+        """Makes the fold, in place, what the folds of all ranks are together, merged in the order of the ranks.
 
         Raises:
-            ValueError: no tasks, a client that does not exist, a fold that cannot be merged, or ranks that work from
-                different θ, on other tasks or for another fold.
-            ClientError: a client failed on whichever rank, and the fold does not tolerate it; the first in task order.
-            RankError: another rank is gone, or its fold failed.
+            ValueError: ranks that work from different θ, on other tasks or for another fold; a fold that was combined
+                before, or that cannot be merged.
+            ClientError: a client failed on whichever rank; the first in task order.
+            RankError: another rank is gone, or its part failed.
         """
-        check_tasks(tasks, self.num_clients)
-        fold.empty().merge(fold.empty())  # one that cannot be says so before the work
-        start, end = self.ranks.bounds(len(tasks))[self.ranks.rank]
-        part, failure = fold.empty(), None
-        try:
-            if start < end:
-                self._local.reduce(payload, tasks[start:end], part)
-        except Exception as error:  # the others wait for what became of this rank
-            failure = error
-        self._agree(failure, payload, tasks, fold)
-        merge_over(self.ranks, part)
-        fold.merge(part)
+        self._agree(failure, fold)
+        if fold in self._combined:
+            raise ValueError("this fold was combined before, and would count twice: give each round trip an empty one")
+        merge_over(self.ranks, fold)
+        self._combined.add(fold)
         spread(fold, self.ranks)
-        return fold
 
-    def _agree(self, failure: Exception | None, payload: Payload, tasks: Sequence[Task], fold: Fold[Any, Any]) -> None:
+    def _agree(self, failure: Exception | None, fold: Fold[Any, Any]) -> None:
         """Raises, on all ranks alike, that they do not do the same, or what went wrong on the first rank of some."""
-        start = _fingerprint(payload["theta"] if "theta" in payload else payload["mean"])
-        given = {
-            "work from another θ": start,
-            "have other tasks": _as_fingerprint(tasks),
-            "have a fold of another kind": _as_fingerprint(_kind(fold)),
-        }
+        given = {**self._told, "have a fold of another kind": _as_fingerprint(_kind(fold))}
         told = self.ranks.tell({**given, **_described(failure)})
         for difference, mine in given.items():
             apart = [rank for rank, said in enumerate(told) if not torch.equal(said[difference], mine)]
@@ -116,7 +116,7 @@ class Distributed:
             if rank == self.ranks.rank and failure is not None:
                 raise failure
             if CLIENT_FAILED in said:
-                raise failures.unpacked(said[CLIENT_FAILED], tasks)[0]
+                raise failures.unpacked(said[CLIENT_FAILED], self._asked)[0]
             if RANK_FAILED in said:
                 raise RankError(f"rank {rank} failed: {as_text(said[RANK_FAILED])}")
 
@@ -146,8 +146,9 @@ def _loaded(fold: FoldT, state: Mapping[str, Tensor]) -> FoldT:
     return fold
 
 
-def _fingerprint(theta: Tensor) -> Tensor:
+def _fingerprint(payload: Payload) -> Tensor:
     """A number that hardly any other θ has."""
+    theta = payload["theta"] if "theta" in payload else payload["mean"]
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     return theta.detach().contiguous().view(integers[theta.element_size()]).sum(dtype=torch.int64).cpu()
 

@@ -1,8 +1,7 @@
 """All clients in this process, several at a time on a pool of threads: the reference for every other engine."""
 
 import threading
-from collections.abc import Mapping, Sequence, Sized
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,14 @@ from dswag.client.replica import Loss, Workspace
 from dswag.core.parameters import Layout
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.examples import ClientData, client_data
-from dswag.federation.contract import ClientError, FoldT, Payload, Result, Task, check_tasks, deliver
+from dswag.federation.contract import ClientError, Fold, Payload, Result, Task, check_tasks
 
 
 class InProcess:
-    """Runs each client on one worker, several at a time, and folds the results in task order.
+    """Runs each client on one worker, several at a time, and yields their answers in task order.
 
     Each worker has its own copy of the model; the model given is not changed. At most two results per worker wait to be
-    folded, whatever the number of clients. A worker computes with one intra-op thread, or with several if there are
+    taken, whatever the number of clients. A worker computes with one intra-op thread, or with several if there are
     fewer clients than PyTorch has threads. Their number never depends on the number of workers, so that answers do not
     either.
 
@@ -64,7 +63,7 @@ class InProcess:
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
         self._intra_op_threads = max(1, default_workers() // len(clients))
-        self._at_work = threading.Lock()  # the workspaces serve one exchange at a time
+        self._at_work = threading.Lock()  # the workspaces serve one round trip at a time
         self._workspaces = [first, *(Workspace(model, loss, layout) for _ in range(number - 1))]
 
     @property
@@ -77,23 +76,19 @@ class InProcess:
         """The loss that clients train with."""
         return self._workspaces[0].loss
 
-    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold after every task's client answered and the fold took the answers in, in task order.
+    def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
+        """Each task's result, or why there is none, in task order.
 
         Raises:
-            RuntimeError: another thread, or the fold itself, is asking this engine's clients already.
+            RuntimeError: another thread, or whoever iterates, is asking this engine's clients already.
         """
         check_tasks(tasks, self.num_clients)
-        if not self._at_work.acquire(blocking=False):
-            raise RuntimeError(
-                "this engine is at work already: give each thread that asks clients an engine of its own"
-            )
-        try:
-            return self._reduce(payload, tasks, fold)
-        finally:
-            self._at_work.release()
+        return self._answers(payload, tasks)
 
-    def _reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
+    def combine(self, fold: Fold[Any, Any], failure: Exception | None = None) -> None:
+        """Nothing: one process takes in all answers."""
+
+    def _answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
         abort = threading.Event()
 
         def answer(workspace: Workspace, task: Task) -> Result | ClientError:
@@ -103,11 +98,16 @@ class InProcess:
             except ClientError as error:
                 return error
 
-        answers = ordered_map(answer, self._workspaces, tasks, abort=abort, intra_op_threads=self._intra_op_threads)
-        with closing(answers):  # when the fold raises, workers stop now and not when its traceback is forgotten
-            for result in answers:
-                deliver(fold, result)
-        return fold
+        if not self._at_work.acquire(blocking=False):
+            raise RuntimeError(
+                "this engine is at work already: give each thread that asks clients an engine of its own"
+            )
+        try:
+            yield from ordered_map(
+                answer, self._workspaces, tasks, abort=abort, intra_op_threads=self._intra_op_threads
+            )
+        finally:
+            self._at_work.release()
 
     def _data(self, task: Task) -> ClientData:
         try:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dswag.core.serialization import as_bytes, as_text, packed, unpacked
 
 TIMEOUT = 1800.0
-"""Seconds that ranks wait for one another: longer than the longest share of an exchange takes."""
+"""Seconds that ranks wait for one another: longer than the longest share of a round trip takes."""
 
 
 class RankError(RuntimeError):

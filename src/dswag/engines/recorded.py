@@ -1,17 +1,16 @@
 """An engine that keeps what clients answered on disk, so that a run that was killed asks only those left."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors import SafetensorError, safe_open
 
 from dswag.core.atomic_files import SaveError, remove_leftovers, replacing, save_tensors, saving
 from dswag.core.checksums import fingerprint
-from dswag.federation.contract import ClientError, Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask
-from dswag.federation.fold_wrapper import Around
+from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task, TrainResult, TrainTask
 from dswag.federation.result_validation import fault
 
 _FORMAT = "dswag-answer"
@@ -20,9 +19,8 @@ _FORMAT = "dswag-answer"
 class Recorded:
     """An engine that saves another's answers to training tasks, one file each, and uses saved ones the next time.
 
-    Saved and new answers are folded together in task order, so that a fold ends up with the same bits as if all answers
-    were new. A file is used only for the task and payload that it answers. An answer that does not fit its task is not
-    saved.
+    Saved and new answers come in task order, so that a fold ends up with the same bits as if all answers were new. A
+    file is used only for the task and payload that it answers. An answer that does not fit its task is not saved.
 
     Args:
         engine: where the clients are.
@@ -30,7 +28,7 @@ class Recorded:
         answered: called after each answer that was folded.
 
     Raises:
-        SaveError: a file cannot be written, or was changed during an exchange.
+        SaveError: a file cannot be written, or was changed during a round trip.
     """
 
     def __init__(self, engine: Engine, folder: str | Path, *, answered: Callable[[], None] = lambda: None) -> None:
@@ -43,19 +41,36 @@ class Recorded:
         """W of the engine within."""
         return self.engine.num_clients
 
-    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold after every task's answer, saved or new, was taken in, in task order."""
-        if not all(isinstance(task, TrainTask) for task in tasks):
-            return self.engine.reduce(payload, tasks, fold)
+    def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
+        """Every task's answer, saved or new, in task order; a new one is saved once whoever iterates goes on."""
+        if not tasks or not all(isinstance(task, TrainTask) for task in tasks):
+            return self.engine.answers(payload, tasks)
+        return self._answers(payload, tasks)
+
+    def combine(self, fold: Fold[Any, Any], failure: Exception | None = None) -> None:
+        """What the engine within does."""
+        self.engine.combine(fold, failure)
+
+    def _answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
         basis = fingerprint(payload)
-        answers = {task.index: _Answer.to(task, basis, self.folder) for task in tasks}
-        saved = [index for index, answer in answers.items() if answer.load() is not None]
-        recording = _Recording(fold, payload, answers, saved, self.answered)
+        files = {task.index: _Answer.to(task, basis, self.folder) for task in tasks}
+        saved = {index for index, file in files.items() if file.load(payload) is not None}
         left = [task for task in tasks if task.index not in saved]
-        if left or not tasks:
-            self.engine.reduce(payload, left, recording)
-        recording.replay()
-        return fold
+        new = self.engine.answers(payload, left) if left else iter(())
+        for task in tasks:
+            file = files[task.index]
+            if task.index not in saved:
+                answer = next(new)
+                yield answer
+                if isinstance(answer, TrainResult) and not fault(task, answer, payload):
+                    file.save(answer)
+                del answer
+            elif (result := file.load(payload)) is not None:
+                yield result
+                del result
+            else:
+                raise SaveError(f"{file.path} was changed while it was needed: leave it alone, and start again")
+            self.answered()
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ class _Answer:
         """The file for the answer to this task about the payload with this fingerprint."""
         return cls(task, folder / f"{task.index:05d}.safetensors", fingerprint({}, payload, repr(task)))
 
-    def load(self) -> TrainResult | None:
+    def load(self, payload: Payload) -> TrainResult | None:
         """The answer; None where there is none, or none that can be read, or one to something else."""
         try:
             with safe_open(self.path, framework="pt") as file:
@@ -82,6 +97,7 @@ class _Answer:
                 thetas = file.get_tensor("thetas")
             if metadata["fingerprint"] != fingerprint({"thetas": thetas}, metadata["numbers"]):
                 return None
+            thetas = thetas.to(payload["theta"].device)
             return TrainResult(thetas=thetas, **json.loads(metadata["numbers"]))
         except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
             return None
@@ -98,51 +114,3 @@ class _Answer:
             remove_leftovers(self.path)
             with replacing(self.path) as temporary:
                 save_tensors(temporary, {"thetas": thetas}, metadata)
-
-
-class _Recording(Around[FoldT]):
-    """A fold, in place, that saves answers after another took them in, and puts saved ones in their turn."""
-
-    def __init__(
-        self,
-        fold: FoldT,
-        payload: Payload,
-        answers: Mapping[int, _Answer],
-        saved: Sequence[int],
-        answered: Callable[[], None],
-    ) -> None:
-        super().__init__(fold)
-        self.payload = payload
-        self.answers = answers
-        self.turn = {index: place for place, index in enumerate(answers)}
-        self.saved = list(saved)
-        self.answered = answered
-
-    def add(self, result: Result) -> None:
-        """Takes in what comes before the answer, then the answer, and saves it."""
-        self.replay(until=result.index)
-        super().add(result)
-        answer = self.answers.get(result.index)
-        if answer and isinstance(result, TrainResult) and not fault(answer.task, result, self.payload):
-            answer.save(result)
-        self.answered()
-
-    def miss(self, error: ClientError) -> None:
-        """Takes in what comes before the answer that did not come, and hands on why."""
-        self.replay(until=error.task.index)
-        super().miss(error)
-
-    def empty(self) -> Self:
-        """Saves answers too, and has none to put in their turn."""
-        return type(self)(self.fold.empty(), self.payload, self.answers, (), self.answered)
-
-    def replay(self, until: int | None = None) -> None:
-        """Takes in the saved answers whose turn is before that task's; all that are left if None."""
-        end = len(self.turn) if until is None else self.turn.get(until, 0)
-        while self.saved and self.turn[self.saved[0]] < end:
-            answer = self.answers[self.saved.pop(0)]
-            result = answer.load()
-            if result is None:
-                raise SaveError(f"{answer.path} was changed while it was needed: leave it alone, and start again")
-            self.fold.add(replace(result, thetas=result.thetas.to(self.payload["theta"].device)))
-            self.answered()

@@ -1,6 +1,6 @@
 """The contract between the algorithms and the engines: tasks go out, results come back, folds take them in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
@@ -58,7 +58,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One client's part of one exchange; data only, so that any transport can carry it."""
+    """One client's part of one round trip; data only, so that any transport can carry it."""
 
     index: int
     """Position in the list of tasks, from 0; results are folded in this order."""
@@ -224,14 +224,6 @@ APART = " of each client [d]"
 FoldT = TypeVar("FoldT", bound=Fold[Any, Any])
 
 
-@runtime_checkable
-class TolerantFold(Protocol):
-    """A fold that is told of clients that fail; with other folds, a failure ends the exchange."""
-
-    def miss(self, error: "ClientError") -> None:
-        """Take note that this task has no result; raising the error ends the exchange."""
-
-
 def prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A fold's state as a part of the state of the fold around it."""
     return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
@@ -272,20 +264,6 @@ def spread(fold: Fold[Any, Any], coordinates: Coordinates) -> None:
         fold.spread(coordinates)
 
 
-def deliver(fold: Fold[Any, Any], answer: "Result | ClientError") -> None:
-    """Hands a client's answer to the fold, as every engine must. A failure is raised unless the fold tolerates it.
-
-    Raises:
-        ClientError: the answer, if it is a failure that the fold does not tolerate.
-    """
-    if not isinstance(answer, ClientError):
-        fold.add(answer)
-    elif isinstance(fold, TolerantFold):
-        fold.miss(answer)
-    else:
-        raise answer
-
-
 class Engine(Protocol):
     """Where clients run. An engine knows nothing of the algorithm."""
 
@@ -293,24 +271,28 @@ class Engine(Protocol):
     def num_clients(self) -> int:
         """W; clients are numbered from 0."""
 
-    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold, after every task's client has answered and the fold has taken in the answers in task order.
+    def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator["Result | ClientError"]:
+        """Each task's result, or why there is none, in task order; where processes share the clients, of its own part.
 
-        The payload is only read. On one type of machine, the same payload and tasks give the same answers, bit for bit,
-        whatever else is running.
-
-        A client that fails is handed to the fold by `deliver`.
+        The payload is only read. On one type of machine, the same payload and tasks give the same results, bit for bit,
+        whatever else is running. Whoever stops early closes the iterator, which then stops the clients' work.
 
         Raises:
-            ValueError: no tasks, or a client that does not exist.
-            ClientError: a client failed and the fold does not tolerate it; the error names client, occasion and cause.
+            ValueError: no tasks, or a client that does not exist; before any work.
+        """
+
+    def combine(self, fold: "Fold[Any, Any]", failure: Exception | None = None) -> None:
+        """Makes the fold, in place, what the folds of all processes are together; does nothing where there is one.
+
+        All processes call it together, each with a fold that was empty before it took in its own answers. A process
+        whose part ended early says why: then this raises the failure in all of them.
         """
 
 
 def check_tasks(tasks: Sequence[Task], num_clients: int) -> None:
     """Raises ValueError, before any work, if there are no tasks, or one for a client that does not exist."""
     if not tasks:
-        raise ValueError("there are no tasks to reduce: sample at least one client")
+        raise ValueError("there are no tasks: sample at least one client")
     unknown = [task.client for task in tasks if not 0 <= task.client < num_clients]
     if unknown:
         raise ValueError(f"clients are numbered 0 to {num_clients - 1}, got tasks for {unknown}")

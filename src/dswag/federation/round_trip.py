@@ -1,7 +1,8 @@
-"""One exchange with the clients: what comes back is checked, decoded and counted before it is folded."""
+"""One round trip to the clients: what comes back is checked, decoded and counted before it is folded."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, Self
 
@@ -10,47 +11,49 @@ from torch import Tensor
 
 from dswag.core.serialization import as_bytes, as_text
 from dswag.federation import failures, result_validation
-from dswag.federation.contract import ClientError, Engine, FoldT, Payload, Result, Task, deliver, prefixed, within
-from dswag.federation.fold_wrapper import Around
+from dswag.federation.contract import ClientError, Engine, FoldT, Payload, Result, Task
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A client without a result, in an exchange that went on without it."""
+    """A client without a result, in a round trip that went on without it."""
 
     client: int
     cause: str
 
 
 @dataclass(frozen=True, eq=False)
-class Exchange(Generic[FoldT]):
-    """The outcome of an exchange."""
+class RoundTrip(Generic[FoldT]):
+    """The outcome of a round trip."""
 
     fold: FoldT
-    """The fold given, with every result that was let in."""
+    """The fold given, with every result that was accepted."""
     clients: tuple[int, ...]
     """The clients asked, including any that are missing."""
     missing: tuple[Missing, ...]
     bytes_down: int
     """Bytes of tensors and numbers that went to all clients together."""
     bytes_up: int
-    """Bytes of tensors and numbers that came back and were let in."""
+    """Bytes of tensors and numbers that came back and were accepted."""
+
+
+_REJECTED = "its answer was rejected"
 
 
 class TooFewClientsError(RuntimeError):
-    """Fewer clients answered than an exchange needs; those without a result are named."""
+    """Fewer clients answered than a round trip needs; those without a result are named."""
 
 
-def exchange(
+def round_trip(
     engine: Engine, payload: Payload, tasks: Sequence[Task], fold: FoldT, *, minimum: int | None = None
-) -> Exchange[FoldT]:
+) -> RoundTrip[FoldT]:
     """The fold after the tasks' results; the one way in which the algorithms use an engine.
 
     Args:
         engine: where the clients are.
         payload: what goes to every client once.
         tasks: one for each client that takes part.
-        fold: takes in the results that fit their tasks; the others are refused.
+        fold: empty; takes in the results that fit their tasks, in task order. The others are rejected.
         minimum: how many results are enough. Clients without one are then left out and named; where fewer came, those
             missing are asked once more. If None, every client must answer.
 
@@ -58,23 +61,54 @@ def exchange(
         ClientError: a client failed or answered what does not fit, and every client must answer.
         TooFewClientsError: fewer than `minimum` results, also after asking again.
     """
-    door = _Door(fold, payload, tasks, tolerant=minimum is not None)
-    engine.reduce(payload, tasks, door)
-    attempts, errors = list(tasks), door.unanswered()
-    if minimum is not None and door.count < minimum:
-        again = [error.task for error in errors]
-        engine.reduce(payload, again, door)
-        attempts += again
-        errors = door.unanswered()
-    missing = tuple(Missing(error.task.client, error.cause) for error in errors)
-    if minimum is not None and door.count < minimum:
+    asked = list(tasks)
+    attendance = _take_in(engine, payload, tasks, fold, tolerant=minimum is not None)
+    if minimum is not None and len(attendance.accepted) < minimum:
+        again = [error.task for error in attendance.missing()]
+        asked += again
+        attendance.merge(_take_in(engine, payload, again, fold, tolerant=True))
+    missing = tuple(Missing(error.task.client, error.cause) for error in attendance.missing())
+    if minimum is not None and len(attendance.accepted) < minimum:
         causes = "; ".join(f"client {client.client}: {client.cause}" for client in missing)
         raise TooFewClientsError(
             f"{tasks[0].occasion} needs the results of at least {minimum} clients, "
-            f"got {door.count} of {len(tasks)}: {causes}"
+            f"got {len(attendance.accepted)} of {len(tasks)}: {causes}"
         )
-    bytes_down = len(attempts) * num_bytes(payload) + sum(map(num_bytes, attempts))
-    return Exchange(fold, tuple(task.client for task in tasks), missing, bytes_down, door.bytes_up)
+    engine.combine(fold)
+    bytes_down = len(asked) * num_bytes(payload) + sum(map(num_bytes, asked))
+    return RoundTrip(fold, tuple(task.client for task in tasks), missing, bytes_down, attendance.bytes_up)
+
+
+def _take_in(engine: Engine, payload: Payload, tasks: Sequence[Task], fold: FoldT, *, tolerant: bool) -> "Attendance":
+    """Who answered, on all processes, after the fold took in this one's part."""
+    attendance = Attendance(tasks)
+    try:
+        with closing(_closable(engine.answers(payload, tasks))) as answers:
+            for answer in answers:
+                try:
+                    if isinstance(answer, ClientError):
+                        raise answer
+                    result = attendance.check(answer, payload)
+                except ClientError as error:
+                    if not tolerant:
+                        raise
+                    attendance.note(error)
+                else:
+                    fold.add(result)
+                    attendance.add(answer)
+                    del result
+                del answer  # before the next one comes
+    except Exception as error:
+        engine.combine(attendance, error)  # other processes wait for what became of this one
+        raise
+    engine.combine(attendance)
+    if not tolerant and (missing := attendance.missing()):
+        raise missing[0]
+    return attendance
+
+
+def _closable(answers: Iterator[Result | ClientError]) -> Generator[Result | ClientError, None, None]:
+    yield from answers
 
 
 def num_bytes(value: Any) -> int:
@@ -90,96 +124,77 @@ def num_bytes(value: Any) -> int:
     return 8 if isinstance(value, int | float) else 0
 
 
-class _Door(Around[FoldT]):
-    """A fold that lets fitting answers through to another, in place, and keeps or raises the faults of the rest."""
+class Attendance:
+    """Which tasks have an accepted result, and why the others have none: a fold of its own, in place."""
 
-    def __init__(self, fold: FoldT, payload: Payload, tasks: Sequence[Task], *, tolerant: bool) -> None:
-        super().__init__(fold)
-        self.payload = payload
+    def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks = {task.index: task for task in tasks}
-        self.tolerant = tolerant
-        self.let_in: set[int] = set()
+        self.accepted: set[int] = set()
+        self.failed: dict[int, ClientError] = {}
         self.bytes_up = 0
-        self.missing: dict[int, ClientError] = {}
-        self.layers: Any = None  # of the answers let in
+        self.layers: Any = None  # of the results accepted
 
-    @property
-    def count(self) -> int:
-        """How many answers were let in."""
-        return len(self.let_in)
-
-    def add(self, result: Result) -> None:
-        """Lets an answer in, or refuses it."""
-        task = self.tasks.get(result.index)
-        if task is None or result.index in self.let_in:
-            self._turn_away(result)
-            return
-        fault = result_validation.fault(task, result, self.payload)
-        layers = None if fault else result_validation.layers_of(result)
+    def check(self, answer: Result, payload: Payload) -> Result:
+        """The result as it is to be folded. Raises ClientError where it does not fit."""
+        task = self.tasks.get(answer.index)
+        if task is None or answer.index in self.accepted:
+            reason = f"there is no task {answer.index}" if task is None else "it had answered before"
+            occasion = next(iter(self.tasks.values())).occasion
+            raise ClientError(Task(index=-1, client=answer.client, occasion=occasion), f"{_REJECTED}: {reason}")
+        fault = result_validation.fault(task, answer, payload)
+        layers = None if fault else result_validation.layers_of(answer)
         if self.layers is not None and layers != self.layers and not fault:
             fault = f"its BatchNorm layers are {layers}, those of the others {self.layers}"
         if fault is not None:
-            deliver(self, ClientError(task, f"its answer was refused: {fault}"))
-            return
-        self.fold.add(result_validation.decoded(task, result, self.payload))
-        self.layers = layers
-        self.let_in.add(result.index)
-        self.bytes_up += num_bytes(result)
-        self.missing.pop(result.index, None)
+            raise ClientError(task, f"{_REJECTED}: {fault}")
+        return result_validation.decoded(task, answer, payload)
 
-    def miss(self, error: ClientError) -> None:
-        """Takes note of a client without an answer."""
-        if not self.tolerant:
-            raise error
-        self.missing[error.task.index] = error
+    def add(self, answer: Result) -> None:
+        """Takes note of a result that was accepted."""
+        self.accepted.add(answer.index)
+        self.layers = result_validation.layers_of(answer)
+        self.bytes_up += num_bytes(answer)
+
+    def note(self, error: ClientError) -> None:
+        """Takes note of a failure; that of an answer to no task, or of a second one, changes nothing."""
+        if error.task.index in self.tasks:
+            self.failed[error.task.index] = error
+
+    def missing(self) -> list[ClientError]:
+        """For each task without an accepted result why, in their order."""
+        left = [task for index, task in self.tasks.items() if index not in self.accepted]
+        return [self.failed.get(task.index) or ClientError(task, "no answer came") for task in left]
 
     def merge(self, other: Self) -> None:
-        """Takes in what another one let in. Raises ValueError where their answers are of different layers."""
+        """Takes in another's. Raises ValueError where their results are of different layers."""
         if None not in (self.layers, other.layers) and self.layers != other.layers:
             raise ValueError(f"BatchNorm layers must be the same everywhere, got {self.layers} and {other.layers}")
-        super().merge(other)
-        self.let_in |= other.let_in
-        self.bytes_up += other.bytes_up
-        missing = {**self.missing, **other.missing}
-        self.missing = {index: error for index, error in missing.items() if index not in self.let_in}
         self.layers = self.layers or other.layers
+        self.accepted |= other.accepted
+        self.failed |= other.failed
+        self.bytes_up += other.bytes_up
+
+    def result(self) -> int:
+        """How many were accepted."""
+        return len(self.accepted)
 
     def empty(self) -> Self:
-        """A door to an empty fold, through which nothing came."""
-        return type(self)(self.fold.empty(), self.payload, tuple(self.tasks.values()), tolerant=self.tolerant)
+        """Nobody answered."""
+        return type(self)(tuple(self.tasks.values()))
 
     def state(self) -> dict[str, Tensor]:
-        """What the fold within took in, and who came or did not."""
+        """Who was accepted, and who was not."""
         return {
-            **prefixed("fold", super().state()),
-            "let_in": torch.tensor(sorted(self.let_in), dtype=torch.int64),
+            "accepted": torch.tensor(sorted(self.accepted), dtype=torch.int64),
             "bytes_up": torch.tensor(self.bytes_up),
-            "missing": failures.packed(self.missing.values()),
+            "failed": failures.packed(self.failed.values()),
             "layers": as_bytes(json.dumps(self.layers)),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes on what came through another."""
-        super().load(within("fold", state))
-        self.let_in = set(state["let_in"].tolist())
+        """Becomes the one whose state this is."""
+        self.accepted = set(state["accepted"].tolist())
         self.bytes_up = int(state["bytes_up"])
-        errors = failures.unpacked(state["missing"], tuple(self.tasks.values()))
-        self.missing = {error.task.index: error for error in errors}
+        errors = failures.unpacked(state["failed"], tuple(self.tasks.values()))
+        self.failed = {error.task.index: error for error in errors}
         self.layers = json.loads(as_text(state["layers"]))
-
-    def unanswered(self) -> list[ClientError]:
-        """For each task without an answer why, in their order; none where every client must answer."""
-        left = [task for index, task in self.tasks.items() if index not in self.let_in]
-        errors = [self.missing.get(task.index) or ClientError(task, "no answer came") for task in left]
-        if errors and not self.tolerant:
-            raise errors[0]
-        return errors
-
-    def _turn_away(self, result: Result) -> None:
-        """An answer to no task, or a second one to the same, changes nothing."""
-        if self.tolerant:
-            return
-        reason = "it had answered before" if result.index in self.tasks else f"there is no task {result.index}"
-        first = next(iter(self.tasks.values()))
-        stray = Task(index=result.index, client=result.client, occasion=first.occasion)
-        raise ClientError(stray, f"its answer was refused: {reason}")

@@ -8,7 +8,7 @@ import torch
 from training_results import folded, results_of
 
 from dswag.core.randomness import generator_for
-from dswag.federation.aggregation import Clipped, Mean, aggregator
+from dswag.federation.aggregation import Mean, aggregator
 
 
 def random_rows(n, d=7, seed=0):
@@ -113,14 +113,14 @@ def test_far_rows_cost_the_others_no_digits():
 def test_an_update_that_is_too_long_keeps_its_direction():
     anchor = torch.tensor([1.0, -2.0, 0.5])
     update = torch.tensor([3.0, 4.0, 12.0])  # of norm 13
-    fold = folded(Clipped(Mean(anchor), 6.5), results_of([anchor + update]))
+    fold = folded(Mean(anchor, clip_update=6.5), results_of([anchor + update]))
     torch.testing.assert_close(fold.result().theta, anchor + update / 2, rtol=2e-7, atol=0)
 
 
 def test_an_update_that_is_short_enough_stays_bit_for_bit():
     anchor = torch.randn(30, generator=generator_for(0))
     row = anchor + 0.1
-    fold = folded(Clipped(Mean(anchor), 0.1 * 30**0.5 * 1.001), results_of([row]))
+    fold = folded(Mean(anchor, clip_update=0.1 * 30**0.5 * 1.001), results_of([row]))
     assert torch.equal(fold.result().theta, row)
 
 

@@ -48,7 +48,7 @@ def test_batch_norm_is_refreshed_once_for_all_inputs(classification, make_model,
     predictor, _ = complete(METHODS[name], problem)
     inputs = problem.clients[0].inputs
     first = predictor(inputs).probabilities
-    monkeypatch.setattr(Metered, "reduce", lambda *_: pytest.fail("refreshed again"))
+    monkeypatch.setattr(Metered, "answers", lambda *_: pytest.fail("refreshed again"))
     torch.testing.assert_close(predictor(inputs[:7]).probabilities, first[:7])
 
 
@@ -56,7 +56,7 @@ def test_shared_parts_are_trained_once_and_paid_for_by_every_method_that_uses_th
     problem = classification()
     first, second = Trial(problem), Trial(problem)
     thetas = first.shared(explored)
-    monkeypatch.setattr(Metered, "reduce", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Metered, "answers", lambda *_: pytest.fail("trained again"))
     assert second.shared(explored) is thetas
     second.shared(phase_1)  # a part of the other, paid for already
     assert first.cost.examples == second.cost.examples == BUDGET

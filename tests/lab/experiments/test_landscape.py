@@ -98,9 +98,12 @@ def test_batch_norm_statistics_are_of_about_as_many_examples_as_the_loss(normali
     class Watching:
         num_clients = 2
 
-        def reduce(self, payload, tasks, fold):
+        def answers(self, payload, tasks):
             asked.extend(task.max_examples for task in tasks)
-            return normalizing.engine.reduce(payload, tasks, fold)
+            return normalizing.engine.answers(payload, tasks)
+
+        def combine(self, fold, failure=None):
+            pass
 
     posterior = posterior_of(normalizing, columns=2)
     for number, own, expected in ((20, None, 10), (1, None, 2), (20, 7, 7)):

@@ -1,6 +1,6 @@
 """What stands in Flower's records: tensors as arrays, tasks and the numbers of results as JSON; nothing is pickled.
 
-One message carries a payload and all tasks of one kind that a node's clients have in an exchange; its reply carries an
+One message carries a payload and all tasks of one kind that a node's clients have in a round trip; its reply carries an
 answer to each of them, in the same order.
 """
 

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord
@@ -16,7 +17,7 @@ from dswag.engines.flower.post import Fetch, Post
 from dswag.federation.contract import (
     CalibrateTask,
     ClientError,
-    FoldT,
+    Fold,
     Payload,
     Result,
     StatisticsResult,
@@ -25,7 +26,6 @@ from dswag.federation.contract import (
     TrainResult,
     TrainTask,
     check_tasks,
-    deliver,
 )
 
 PRESENTATION = 120.0
@@ -37,9 +37,9 @@ class NoNodesError(RuntimeError):
 
 
 class Flower:
-    """Clients on the nodes of a federation, or of its simulation; results are folded in task order.
+    """Clients on the nodes of a federation, or of its simulation; results come in task order.
 
-    In an exchange each node gets one message with the tasks of all its clients (one for each kind of task), because a
+    In a round trip each node gets one message with the tasks of all its clients (one for each kind of task), because a
     round trip through Flower takes seconds, whatever it carries. Replies are fetched one at a time, in the order of the
     tasks: those that come early wait at Flower's SuperLink, not in this process.
 
@@ -51,7 +51,7 @@ class Flower:
         grid: what Flower passes to the main function of a ServerApp.
         model: what the clients train; it is neither changed nor sent.
         num_clients: W.
-        timeout: seconds that an exchange waits for replies; as long as Flower does (12 hours) if None.
+        timeout: seconds that a round trip waits for replies; as long as Flower does (12 hours) if None.
         patience: seconds that the clients may take to appear at the start.
         enough: number of clients that suffices to begin; all W if None.
 
@@ -79,9 +79,15 @@ class Flower:
         self._refusals: dict[int, str] = {}
         self._await_clients(num_clients if enough is None else enough, patience)
 
-    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """The fold, after it has taken in every client's answer or failure in task order."""
+    def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
+        """Each client's result, or why there is none, in task order."""
         check_tasks(tasks, self.num_clients)
+        return self._in_order(payload, tasks)
+
+    def combine(self, fold: Fold[Any, Any], failure: Exception | None = None) -> None:
+        """Nothing: the server takes in all answers."""
+
+    def _in_order(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
         homes = self._homes(Post(self._grid, self._presentation), {task.client for task in tasks})
         groups: dict[tuple[census.Resident | None, type[Task]], list[Task]] = defaultdict(list)
         for task in tasks:
@@ -92,8 +98,7 @@ class Flower:
             for (home, kind), group in groups.items()
         }
         for task in tasks:
-            deliver(fold, next(answers[homes.get(task.client), type(task)]))
-        return fold
+            yield next(answers[homes.get(task.client), type(task)])
 
     def _homes(self, post: Post, wanted: set[int]) -> dict[int, census.Resident]:
         """On which node each client is; of two that have it, on the one that appeared first, if it answers still."""

@@ -1,6 +1,5 @@
 """What the server makes of the clients' weights (Algorithm 1, line 12): a file for each family of rules."""
 
-from dswag.federation.aggregation.clipping import Clipped
 from dswag.federation.aggregation.coordinates import median, trimmed_mean
 from dswag.federation.aggregation.geometric import geometric_median
 from dswag.federation.aggregation.krum import krum, multi_krum
@@ -12,7 +11,6 @@ __all__ = [
     "ROBUST",
     "RULES",
     "Aggregate",
-    "Clipped",
     "Mean",
     "Robust",
     "Rule",

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dswag.federation.aggregation.clipping import clipped
 from dswag.federation.contract import TrainResult
 
 
@@ -31,12 +32,13 @@ class Mean:
     `weighted` weighs each client by its number of examples (there, Algorithm 1), otherwise all weigh the
     same, as the paper's Section 5 says. Double-width sums of the weights themselves, which are exact in float64, keep
     the outcome within half a unit in the last place of float32, so that the order of the clients hardly matters.
-    `anchor`, the θ that the clients start from, says what θ looks like.
+    `anchor` is the θ that the clients start from; `clip_update` is the largest norm of an update, no limit if None.
     """
 
-    def __init__(self, anchor: Float[Tensor, "d"], *, weighted: bool = False) -> None:
+    def __init__(self, anchor: Float[Tensor, "d"], *, weighted: bool = False, clip_update: float | None = None) -> None:
         self.anchor = anchor
         self.weighted = weighted
+        self.clip_update = clip_update
         self._sum = torch.zeros_like(anchor, dtype=torch.float64)
         self._weight = 0.0
         self._loss_sum = 0.0
@@ -46,7 +48,7 @@ class Mean:
     def add(self, result: TrainResult) -> None:
         """Takes in one client's last snapshot."""
         weight = float(result.num_examples) if self.weighted else 1.0
-        self._sum.add_(result.thetas[-1], alpha=weight)
+        self._sum.add_(clipped(result.thetas[-1], self.anchor, self.clip_update), alpha=weight)
         self._weight += weight
         self._loss_sum += result.loss * result.num_examples
         self._num_examples += result.num_examples
@@ -62,7 +64,7 @@ class Mean:
 
     def empty(self) -> Self:
         """A mean of the same kind of no clients."""
-        return type(self)(self.anchor, weighted=self.weighted)
+        return type(self)(self.anchor, weighted=self.weighted, clip_update=self.clip_update)
 
     def state(self) -> dict[str, Tensor]:
         """The sums."""

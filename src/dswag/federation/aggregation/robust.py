@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dswag.core.chunked import Rows
+from dswag.federation.aggregation.clipping import clipped
 from dswag.federation.aggregation.mean import Aggregate
 from dswag.federation.client_results import AllCoordinates, Answers
 from dswag.federation.client_sampling import malicious_number
@@ -40,19 +41,23 @@ class Rule:
 class Robust:
     """Keeps the last weights of every client, in task order, for a rule: its memory grows with the number of clients.
 
-    `byzantine`, how many clients may be malicious, is a number or a fraction of those that answered.
+    `byzantine`, how many clients may be malicious, is a number or a fraction of those that answered. `clip_update` is
+    the largest norm of an update, no limit if None.
     """
 
-    def __init__(self, anchor: Float[Tensor, "d"], rule: Rule, *, byzantine: int | float) -> None:
+    def __init__(
+        self, anchor: Float[Tensor, "d"], rule: Rule, *, byzantine: int | float, clip_update: float | None = None
+    ) -> None:
         self.anchor = anchor
         self.rule = rule
         self.byzantine = byzantine
+        self.clip_update = clip_update
         self.answers = Answers(anchor)
         self._coordinates: Coordinates = AllCoordinates()
 
     def add(self, result: TrainResult) -> None:
         """Keeps a copy of one client's last snapshot."""
-        self.answers.add(replace(result, thetas=result.thetas[-1:]))
+        self.answers.add(replace(result, thetas=clipped(result.thetas[-1], self.anchor, self.clip_update)[None]))
 
     def merge(self, other: Self) -> None:
         """Keeps another fold's too."""
@@ -79,7 +84,7 @@ class Robust:
 
     def empty(self) -> Self:
         """A fold of the same kind and settings that has taken in nothing."""
-        return type(self)(self.anchor, self.rule, byzantine=self.byzantine)
+        return type(self)(self.anchor, self.rule, byzantine=self.byzantine, clip_update=self.clip_update)
 
     def state(self) -> dict[str, Tensor]:
         """All that was taken in, as `Answers` keeps it."""

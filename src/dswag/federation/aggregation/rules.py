@@ -6,7 +6,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dswag.core.choices import check_choice
-from dswag.federation.aggregation.clipping import Clipped
 from dswag.federation.aggregation.coordinates import median, trimmed_mean
 from dswag.federation.aggregation.geometric import geometric_median
 from dswag.federation.aggregation.krum import krum, multi_krum
@@ -31,7 +30,7 @@ RULES = ("mean", "weighted-mean", *ROBUST)
 
 def aggregator(
     name: str, anchor: Float[Tensor, "d"], *, byzantine: int | float = 0.2, clip_update: float | None = None
-) -> Mean | Robust | Clipped:
+) -> Mean | Robust:
     """An empty fold of the rule with this name.
 
     Args:
@@ -44,9 +43,6 @@ def aggregator(
         ValueError: an unknown name.
     """
     check_choice("aggregation", name, RULES)
-    rule = (
-        Robust(anchor, ROBUST[name], byzantine=byzantine)
-        if name in ROBUST
-        else Mean(anchor, weighted=name == "weighted-mean")
-    )
-    return rule if clip_update is None else Clipped(rule, clip_update)
+    if name in ROBUST:
+        return Robust(anchor, ROBUST[name], byzantine=byzantine, clip_update=clip_update)
+    return Mean(anchor, weighted=name == "weighted-mean", clip_update=clip_update)

@@ -1,18 +1,14 @@
 """What a method spends: gradients, steps in a row, bytes, seconds and memory."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Self
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from dswag.federation.contract import Engine, FoldT, Payload, Result, Task, TrainResult, TrainTask, prefixed, within
-from dswag.federation.fold_wrapper import Around
+from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task, TrainResult, TrainTask
 from dswag.federation.round_trip import num_bytes
 
 
@@ -63,53 +59,31 @@ class Metered:
         """W."""
         return self.engine.num_clients
 
-    def reduce(self, payload: Payload, tasks: Sequence[Task], fold: FoldT) -> FoldT:
-        """What the engine within gives."""
-        counted = _Counted(fold, tasks)
-        self.engine.reduce(payload, tasks, counted)
-        down = len(tasks) * num_bytes(payload) + sum(map(num_bytes, tasks))
-        self.ledger.add(Cost(counted.examples, counted.steps, down + counted.bytes))
-        return fold
+    def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
+        """What the engine within answers, counted."""
+        self.ledger.add(Cost(bytes=len(tasks) * num_bytes(payload) + sum(map(num_bytes, tasks))))
+        by_index = {task.index: task for task in tasks}
+        steps = 0
+        for answer in self.engine.answers(payload, tasks):
+            if not isinstance(answer, ClientError):
+                spent = _spent(by_index[answer.index], answer)
+                self.ledger.add(replace(spent, steps=max(0, spent.steps - steps)))  # clients work at the same time
+                steps = max(steps, spent.steps)
+            yield answer
+            del answer
+
+    def combine(self, fold: Fold[Any, Any], failure: Exception | None = None) -> None:
+        """What the engine within does."""
+        self.engine.combine(fold, failure)
 
 
-class _Counted(Around[FoldT]):
-    """A fold that counts what another one is given, in place."""
-
-    def __init__(self, fold: FoldT, tasks: Sequence[Task]) -> None:
-        super().__init__(fold)
-        self.tasks = {task.index: task for task in tasks}
-        self.examples = self.steps = self.bytes = 0
-
-    def add(self, result: Result) -> None:
-        """Counts the result and hands it on."""
-        task = self.tasks[result.index]
-        if isinstance(task, TrainTask) and isinstance(result, TrainResult):
-            epochs = len(task.learning_rates)
-            self.examples += epochs * result.num_examples
-            self.steps = max(self.steps, epochs * math.ceil(result.num_examples / task.update.batch_size))
-        self.bytes += num_bytes(result)
-        super().add(result)
-
-    def merge(self, other: Self) -> None:
-        """Adds another one's counts, and merges the folds within."""
-        super().merge(other)
-        self.examples += other.examples
-        self.steps = max(self.steps, other.steps)
-        self.bytes += other.bytes
-
-    def empty(self) -> Self:
-        """Counts what an empty fold is given."""
-        return type(self)(self.fold.empty(), tuple(self.tasks.values()))
-
-    def state(self) -> dict[str, Tensor]:
-        """The counts, and what the fold within took in."""
-        counts = torch.tensor([self.examples, self.steps, self.bytes])
-        return {**prefixed("fold", super().state()), "counts": counts}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes on the counts and the content of another."""
-        super().load(within("fold", state))
-        self.examples, self.steps, self.bytes = state["counts"].tolist()
+def _spent(task: Task, result: Result) -> Cost:
+    """By one client."""
+    if not (isinstance(task, TrainTask) and isinstance(result, TrainResult)):
+        return Cost(bytes=num_bytes(result))
+    epochs = len(task.learning_rates)
+    steps = epochs * math.ceil(result.num_examples / task.update.batch_size)
+    return Cost(epochs * result.num_examples, steps, num_bytes(result))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from dswag.core.randomness import derive_seed
 from dswag.federation.client_sampling import sample_clients
 from dswag.federation.contract import Engine, TrainTask
 from dswag.federation.folds import Snapshots
-from dswag.federation.round_trip import exchange
+from dswag.federation.round_trip import round_trip
 from dswag.lab.baselines.method import Method, Predictor, Trial
 from dswag.lab.baselines.phases import phase_1, plain_sgd
 from dswag.posterior.gaussian import GaussianPosterior
@@ -181,7 +181,7 @@ def posterior(
 
 
 class _Visits:
-    """Visits to clients by exchanges of one task each; keeps where each client's chain is."""
+    """Visits to clients by round trips of one task each; keeps where each client's chain is."""
 
     def __init__(self, trial: Trial, engine: Engine, tilted: Tilted, anchor: Float[Tensor, "d"]) -> None:
         self.trial = trial
@@ -213,7 +213,7 @@ class _Visits:
             seed=derive_seed(config.seed, 5, self.number),
             update=replace(plain_sgd(config), weight_decay=0.0).client_update,
         )
-        theta = exchange(self.engine, payload, [task], Snapshots()).fold.result()[0]
+        theta = round_trip(self.engine, payload, [task], Snapshots()).fold.result()[0]
         first, second, self.chains[client] = theta.chunk(3)
         gamma = auxiliary(first.double(), second.double(), 1 / posterior.precision, self.tilted.most.double())
         return gamma.around(-center)

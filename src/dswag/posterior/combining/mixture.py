@@ -20,7 +20,7 @@ class MixturePosterior:
     """Σ w_c N(m_c, C_c), of the clients' posteriors.
 
     `dswag.predict` and `predictive` take it like any posterior; for models with BatchNorm layers each draw needs an
-    exchange of its own with the clients.
+    round trip of its own with the clients.
 
     Args:
         components: the posteriors, over the same parameters.
