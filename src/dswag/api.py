@@ -83,6 +83,11 @@ def train(
             f"the config is for {config.clients} clients, got {engine.num_clients}: "
             f"pass Config(clients={engine.num_clients}, ...)"
         )
+    said = getattr(engine, "loss", None)
+    link = None if said is None else learned(said)
+    if link == "identity" and (config.calibrate or config.stop_accuracy is not None):
+        setting = "calibrate" if config.calibrate else "stop_accuracy"
+        raise ValueError(f"{setting} is for classes and yes-or-no labels, and the loss takes outputs as they are")
     layout = Layout.of(model)
     theta = layout.flatten(model)
     history = []
@@ -90,9 +95,7 @@ def train(
         theta = done.theta
         history.append(done.summary())
     posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.finish()
-    said = getattr(engine, "loss", None)
-    if said is not None:
-        posterior = replace(posterior, link=learned(said))
+    posterior = replace(posterior, link=link)
     if config.calibrate:
         posterior = calibrate(engine, posterior, config)
     return Run(config, theta, posterior, tuple(history), engine)

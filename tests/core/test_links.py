@@ -77,11 +77,11 @@ def test_classes_are_last_in_tokens_and_second_in_images():
     assert [default_axis(dim) for dim in (2, 3, 4, 5)] == [1, 2, 1, 1]
 
 
-def test_rows_leave_out_what_is_ignored_and_hold_a_sigmoid_as_two_logits():
+def test_rows_are_those_of_the_labels_and_hold_a_sigmoid_as_two_logits():
     outputs, targets = torch.arange(24.0).reshape(2, 3, 4), torch.tensor([[0, -100, 2], [3, 1, -100]])
-    scores, labels = rows(outputs, targets, 2)
-    assert torch.equal(labels, torch.tensor([0, 2, 3, 1]))
-    assert torch.equal(scores, outputs.reshape(6, 4)[[0, 2, 3, 4]])
+    for scores, labels in (rows(outputs, targets, 2), rows(outputs.movedim(2, 1), targets, 1)):
+        assert torch.equal(labels, targets.flatten())
+        assert torch.equal(scores, outputs.reshape(6, 4))
     z = torch.tensor([[0.3], [-2.0]])
     scores, labels = rows(z, torch.tensor([[1.0], [0.0]]), None)
     torch.testing.assert_close(scores.softmax(1)[:, 1], z[:, 0].sigmoid())

@@ -52,11 +52,12 @@ def measured(index):
 
 
 def evaluated(index):
-    return EvaluateResult(index=index, client=index, num_examples=2 + index, loss_sum=index / 8, num_correct=index)
+    return replace(regressed(index), num_correct=index, calibration_error=index / 16)
 
 
 def regressed(index):
-    return EvaluateResult(index=index, client=index, num_examples=2 + index, loss_sum=index / 8, num_correct=None)
+    weight = 2.0 + index
+    return EvaluateResult(index=index, client=index, num_examples=2 + index, loss_sum=index / 8, loss_weight=weight)
 
 
 def calibrated(index):

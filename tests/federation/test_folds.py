@@ -1,5 +1,7 @@
 """Folds that keep snapshots, tally metrics, or do two things at once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from dswag.federation.aggregation import Mean
 from dswag.federation.contract import EvaluateResult, TrainResult
-from dswag.federation.folds import Both, Evaluation, Snapshots, Tally
+from dswag.federation.folds import Both, ClientEvaluation, Snapshots, Tally
 
 
 def trained(index, snapshots=2):
@@ -16,7 +18,15 @@ def trained(index, snapshots=2):
 
 
 def evaluated(num_examples, loss_sum, num_correct):
-    return EvaluateResult(index=0, client=0, num_examples=num_examples, loss_sum=loss_sum, num_correct=num_correct)
+    return EvaluateResult(
+        index=0,
+        client=0,
+        num_examples=num_examples,
+        loss_sum=loss_sum,
+        loss_weight=num_examples,
+        num_correct=num_correct,
+        calibration_error=None if num_correct is None else 0.5,
+    )
 
 
 def fold_of(fold, results):
@@ -44,7 +54,21 @@ def test_no_snapshots_are_an_error():
 
 def test_tally_weighs_every_example_the_same():
     tally = fold_of(Tally(), [evaluated(1, 3.0, 0), evaluated(3, 1.0, 3)])
-    assert tally.result() == Evaluation(loss=1.0, accuracy=0.75, num_examples=4)
+    found = tally.result()
+    assert (found.loss, found.accuracy, found.num_examples) == (1.0, 0.75, 4)
+
+
+def test_tally_keeps_what_each_client_measured_by_its_number():
+    sums = [replace(evaluated(2, 3.0, 1), client=2, loss_weight=6.0), replace(evaluated(0, 0.0, 0), client=1)]
+    found = fold_of(Tally(), sums).result()
+    assert found.loss == 0.5
+    none = {"loss": None, "accuracy": None, "calibration_error": None, "num_examples": 0}
+    assert found.clients == (
+        ClientEvaluation(client=1, **none),
+        ClientEvaluation(client=2, loss=0.5, accuracy=0.5, calibration_error=0.5, num_examples=2),
+    )
+    with pytest.raises(ValueError, match="no client has a label that counts"):
+        fold_of(Tally(), sums[1:]).result()
 
 
 # sums of sixteenths are exact, so that equality is too

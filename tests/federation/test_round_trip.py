@@ -91,7 +91,9 @@ CALIBRATE = CalibrateTask(
 GRID = torch.ones(2, 3, dtype=torch.float64)
 CALIBRATED = CalibrateResult(index=0, client=5, num_examples=3, gains=-GRID, squares=GRID)
 SEEN = StatisticsResult(index=0, client=5, statistics=({"1": layer()}, {"1": layer()}))
-EVALUATED = EvaluateResult(index=0, client=5, num_examples=3, loss_sum=1.5, num_correct=2)
+EVALUATED = EvaluateResult(
+    index=0, client=5, num_examples=3, loss_sum=1.5, loss_weight=3.0, num_correct=2, calibration_error=0.25
+)
 HALF = torch.ones(2, 3, dtype=torch.bfloat16)
 
 FITTING = [
@@ -102,7 +104,8 @@ FITTING = [
     (STATISTICS, SEEN),
     (replace(STATISTICS, draws=()), replace(SEEN, statistics=({},))),  # a model without such layers
     (EVALUATE, EVALUATED),
-    (EVALUATE, replace(EVALUATED, num_correct=None)),
+    (EVALUATE, replace(EVALUATED, num_correct=None, calibration_error=None)),
+    (EVALUATE, replace(EVALUATED, num_examples=0, loss_sum=0.0, loss_weight=0.0, num_correct=0)),  # no label counts
     (EVALUATE, replace(EVALUATED, num_correct=0)),
     (CALIBRATE, CALIBRATED),
 ]
@@ -144,11 +147,15 @@ FAULTS = [
         replace(SEEN, statistics=({"1": layer(mean=[1.0, math.inf])}, {})),
         "it is not finite: mean of layer",
     ),
-    (EVALUATE, replace(EVALUATED, num_examples=0), "num_examples .* got 0"),
+    (EVALUATE, replace(EVALUATED, num_examples=-1), "num_examples .* got -1"),
+    (EVALUATE, replace(EVALUATED, loss_weight=-1.0), "loss_weight must be at least 0, got -1"),
+    (EVALUATE, replace(EVALUATED, loss_weight=math.nan), "loss_weight must be a finite number"),
+    (EVALUATE, replace(EVALUATED, num_correct=None), "num_correct and calibration_error go together"),
+    (EVALUATE, replace(EVALUATED, calibration_error=1.5), "calibration_error must lie in 0 to 1, got 1.5"),
     (EVALUATE, replace(EVALUATED, loss_sum=math.inf), "loss_sum must be a finite number up to .*, got inf"),
     (EVALUATE, replace(EVALUATED, num_correct=-1), "num_correct must be a whole number from 0 to .*, got -1"),
     (EVALUATE, replace(EVALUATED, num_correct=4), "num_correct is 4 of 3 examples"),
-    (CALIBRATE, replace(CALIBRATED, num_examples=0), "num_examples .* got 0"),
+    (CALIBRATE, replace(CALIBRATED, num_examples=-1), "num_examples .* got -1"),
     (CALIBRATE, replace(CALIBRATED, gains=GRID.T), r"gains must have shape \[2, 3\], got \[3, 2\]"),
     (CALIBRATE, replace(CALIBRATED, squares=GRID[:1]), r"squares must have shape \[2, 3\], got \[1, 3\]"),
     (CALIBRATE, replace(CALIBRATED, squares=-GRID), "squares must be at least 0, got -1"),
@@ -199,8 +206,8 @@ def test_bytes_are_counted_to_the_last():
     assert num_bytes({"theta": THETA, "mean": torch.zeros(2, 2, dtype=torch.float64)}) == 12 + 32
     assert num_bytes(trained()) == 2 * 3 * 4 + 4 * 8  # index, client, num_examples, loss
     assert num_bytes(SEEN) == 2 * 8 + 2 * (8 + 2 * 2 * 8)
-    assert num_bytes(EVALUATED) == 5 * 8
-    assert num_bytes(replace(EVALUATED, num_correct=None)) == 4 * 8
+    assert num_bytes(EVALUATED) == 7 * 8
+    assert num_bytes(replace(EVALUATED, num_correct=None)) == 6 * 8
     assert num_bytes(Part(fraction=0.1, seed=2, held_out=True)) == 3 * 8
     # index, client, two rates, two snapshots, seed, max_loss_growth;
     # and batch_size, momentum, nesterov, weight_decay, proximal
@@ -345,7 +352,15 @@ numbers = {"index": st.integers(-1, 3), "client": st.integers(4, 8)}
 results = (
     st.builds(TrainResult, **numbers, thetas=anything | tensors, num_examples=anything, loss=anything)
     | st.builds(StatisticsResult, **numbers, statistics=anything | st.lists(layers, max_size=3).map(tuple))
-    | st.builds(EvaluateResult, **numbers, num_examples=anything, loss_sum=anything, num_correct=anything)
+    | st.builds(
+        EvaluateResult,
+        **numbers,
+        num_examples=anything,
+        loss_sum=anything,
+        loss_weight=anything,
+        num_correct=anything,
+        calibration_error=anything,
+    )
     | st.builds(CalibrateResult, **numbers, num_examples=anything, gains=anything | tensors, squares=anything | tensors)
 )
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dswag.client import batch_norm
+from dswag.client.labels import Labels
 from dswag.core.parameters import Layout, unwrapped
 from dswag.federation.contract import ClientError, Payload, Precision, Task
 
@@ -37,6 +38,7 @@ class Workspace:
         self.module = _copy(unwrapped(model))
         self.theta, self.gradient = self.layout.bind(self.module)
         self.loss = loss
+        self.labels = Labels(loss)
         self.device = self.theta.device
         self.abort = threading.Event()
         self.deadline = math.inf
@@ -81,8 +83,10 @@ class Workspace:
         """The loss of a batch.
 
         Raises:
-            ValueError: it is no scalar.
+            ValueError: it is no scalar, or would broadcast targets of another shape than the outputs'.
         """
+        self.labels.check(outputs, targets)
+        targets = self.labels.fitted(outputs, targets)
         try:
             loss = self.loss(outputs, targets)
         except Exception as error:

@@ -2,19 +2,22 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dswag.client import batch_norm
+from dswag.client.labels import summed
 from dswag.client.local_optimizer import Step
 from dswag.client.replica import Workspace
 from dswag.client.stability import has_diverged
 from dswag.core.randomness import derive_seed
 from dswag.data import holdout
 from dswag.data.examples import Batch, ClientData
+from dswag.evaluation.metrics import nll_of_rows
+from dswag.evaluation.reliability import BINS, binned
 from dswag.evaluation.temperature import temper
 from dswag.federation.contract import (
     CalibrateResult,
@@ -73,17 +76,19 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
     start = workspace.theta.clone() if task.upload == "bfloat16" else None
     snapshots = []
     loss: float = math.nan
-    first_loss: float | Tensor = math.nan
+    first_loss = math.nan
     for epoch, rate in enumerate(task.learning_rates, start=1):  # l. 7, 19
-        loss_sum, num_seen = torch.zeros((), device=workspace.device), 0
+        losses: list[tuple[int | Tensor, Tensor]] = []  # on the device until the end, so that it need not be waited for
         for inputs, targets in _pass(task, data, task.update.batch_size, generator, augment=True):
             workspace.check_time(task, epoch=epoch)
-            batch_loss = step(inputs, targets, rate)  # l. 8-9, 20-21
-            first_loss = batch_loss if epoch == 1 and not num_seen else first_loss
-            loss_sum += len(targets) * batch_loss
-            num_seen += len(targets)
-        loss = float(loss_sum) / num_seen
-        _check_course(task, workspace.theta, loss, float(first_loss), epoch=epoch, rate=rate)
+            losses.append((workspace.labels.weight(targets), step(inputs, targets, rate)))  # l. 8-9, 20-21
+        loss_sum, weight = summed(losses)
+        if not weight:
+            raise ClientError(task, f"no label counts: all are {workspace.labels.ignored}, which the loss ignores")
+        if epoch == 1:
+            first_loss = next(float(batch_loss) for batch_weight, batch_loss in losses if float(batch_weight))
+        loss = loss_sum / weight
+        _check_course(task, workspace.theta, loss, first_loss, epoch=epoch, rate=rate)
         if epoch in task.snapshots:
             theta = workspace.theta
             snapshots.append(theta.clone() if start is None else (theta - start).bfloat16())
@@ -139,65 +144,82 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
     """Sums of the payload's θ's loss and correct predictions over the client's examples."""
     workspace.load(payload)
     workspace.module.eval()
-    sizes, losses, correct = [], [], []  # on the device until the end, so that it need not be waited for
+    sizes, losses, confidences, correct = [], [], [], []  # on the device until the end, as in training
     with torch.no_grad():
         for inputs, targets in _pass(task, data, task.batch_size):
             workspace.check_time(task)
-            targets = targets.to(workspace.device, non_blocking=True)
             outputs = workspace.outputs(inputs)
+            placed = targets.to(workspace.device, non_blocking=True)
             sizes.append(len(targets))
-            losses.append(workspace.mean_loss(outputs, targets))
-            if _are_classes(outputs, targets):
-                correct.append((outputs.argmax(1) == targets).sum())
-    loss_sum = sum(size * loss for size, loss in zip(sizes, torch.stack(losses).tolist(), strict=True))
+            losses.append((workspace.labels.weight(targets), workspace.mean_loss(outputs, placed)))
+            if (classes := workspace.labels.classes(outputs, targets)) is not None:
+                scores, labels = classes
+                confidence, predicted = scores.softmax(1).max(1)
+                confidences.append(confidence.where(labels != workspace.labels.ignored, torch.nan))
+                correct.append(predicted == labels)
+    loss_sum, weight = summed(losses)
     if not math.isfinite(loss_sum):
         raise ClientError(task, f"loss is {loss_sum:g}")
+    who = {"index": task.index, "client": task.client}
+    if len(correct) < len(sizes):
+        return EvaluateResult(**who, num_examples=sum(sizes), loss_sum=loss_sum, loss_weight=weight)
+    right, confidence = torch.cat(correct).cpu(), torch.cat(confidences).cpu()
+    right, confidence = right[~confidence.isnan()], confidence[~confidence.isnan()]
     return EvaluateResult(
-        index=task.index,
-        client=task.client,
-        num_examples=sum(sizes),
+        **who,
+        num_examples=len(right),
         loss_sum=loss_sum,
-        num_correct=int(torch.stack(correct).sum()) if len(correct) == len(sizes) else None,
+        loss_weight=weight,
+        num_correct=int(right.sum()),
+        calibration_error=binned(confidence, right, BINS, "equal-mass").error if len(right) else 0.0,
     )
-
-
-def _are_classes(outputs: Any, targets: Tensor) -> bool:
-    """Whether these are a score for each class, and the right class, of each example."""
-    scores = isinstance(outputs, Tensor) and outputs.dim() == 2
-    return scores and targets.dim() == 1 and not targets.is_floating_point()
 
 
 def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace: Workspace) -> CalibrateResult:
     """What each group of draws, averaged (Algorithm 2, line 4), gains over the first one, and by each temperature."""
     workspace.module.eval()
     batches = list(_pass(task, data, task.batch_size))
-    targets = torch.cat([batch_targets for _, batch_targets in batches]).to(workspace.device)
     rows = {name: payload[name] for name in workspace.buffer_names if name in payload}
-    nll = torch.empty(len(task.draws), len(task.temperatures), len(targets), dtype=torch.float64)
+    nll: list[list[Tensor]] = []
     number = 0
-    for group, draws in enumerate(task.draws):
+    for draws in task.draws:
         total = torch.zeros(())
         for theta in thetas((draws,), payload):
             workspace.check_time(task)
             workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
             with torch.inference_mode():
-                outputs = [workspace.outputs(inputs) for inputs, _ in batches]
-            if not all(_are_classes(scores, of_batch) for scores, (_, of_batch) in zip(outputs, batches, strict=True)):
-                raise ValueError("calibration takes scores [b, c] and the class of each example: set calibrate=False")
-            total = total + torch.cat([scores.double().softmax(1) for scores in outputs])
+                scores, targets = _classes(workspace, batches)
+            total = total + scores.double().softmax(1)
             number += 1
-        for column, temperature in enumerate(task.temperatures):
-            probabilities = temper(total / draws.count, temperature).gather(1, targets[:, None])
-            nll[group, column] = -probabilities.clamp_min(torch.finfo(torch.float64).tiny).log().flatten()
-    gains = nll[:, :1] - nll
-    gains[:, 0] = nll[0, 0] - nll[:, 0]
+        averaged = total / draws.count
+        nll.append([nll_of_rows(temper(averaged, temperature), targets) for temperature in task.temperatures])
+    losses = torch.stack([torch.stack(of_group) for of_group in nll]).cpu()
+    gains = losses[:, :1] - losses
+    gains[:, 0] = losses[0, 0] - losses[:, 0]
     return CalibrateResult(
         index=task.index,
         client=task.client,
-        num_examples=len(targets),
+        num_examples=gains.shape[2],
         gains=gains.sum(2),
         squares=gains.square().sum(2),
     )
+
+
+def _classes(workspace: Workspace, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Logits of the model as it is loaded, and the class, for each label in the batches that counts.
+
+    Raises:
+        ValueError: outputs and targets that are not those of classes or of yes-or-no labels.
+    """
+    found = []
+    for inputs, targets in batches:
+        classes = workspace.labels.classes(workspace.outputs(inputs), targets)
+        if classes is None:
+            raise ValueError("calibration takes scores [b, c] and the class of each example: set calibrate=False")
+        found.append(classes)
+    scores, labels = torch.cat([scores for scores, _ in found]), torch.cat([labels for _, labels in found])
+    counts = labels != workspace.labels.ignored
+    return scores[counts], labels[counts]
 
 
 def thetas(groups: tuple[Draws, ...], payload: Payload) -> Iterator[Tensor]:

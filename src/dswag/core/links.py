@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 Link = Literal["softmax", "sigmoid", "identity"]
@@ -65,8 +65,13 @@ def link_of(loss: Callable[..., Any]) -> Link | None:
     """
     kind = _kind(loss)
     if getattr(kind, "__module__", None) is not None and kind.__module__.split(".")[0] == "torch":
-        return _LINKS.get(kind)
+        return known_link(loss)
     return _tried(loss)
+
+
+def known_link(loss: Callable[..., Any]) -> Link | None:
+    """The link of one of PyTorch's losses; None for others, which are not called."""
+    return _LINKS.get(_kind(loss))
 
 
 def learned(loss: Callable[..., Any]) -> Learned | None:
@@ -109,21 +114,16 @@ def class_axis(outputs: Sequence[int], targets: Sequence[int], given: int | None
     return next((axis for axis in candidates if (*outputs[:axis], *outputs[axis + 1 :]) == tuple(targets)), None)
 
 
-def rows(
-    outputs: Float[Tensor, "n *rest"], targets: Tensor, axis: int | None, *, ignore_index: int = IGNORED
-) -> tuple[Float[Tensor, "m c"], Int64[Tensor, "m"]]:
-    """Logits of classes and labels, a row for each label that counts.
+def rows(outputs: Float[Tensor, "n *rest"], labels: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Logits of classes [m, c] and labels [m], a row for each label, also for those that do not count.
 
     Without an axis every output is the logit z of a label of its own, 0 or 1: its row is (0, z), whose softmax is
     (1 - sigmoid(z), sigmoid(z)).
     """
-    if axis is None:
-        z = outputs.reshape(-1)
-        scores, labels = torch.stack([torch.zeros_like(z), z], 1), targets.reshape(-1)
-    else:
-        scores, labels = outputs.movedim(axis, -1).reshape(-1, outputs.shape[axis]), targets.reshape(-1)
-    counts = labels != ignore_index
-    return (scores, labels.long()) if bool(counts.all()) else (scores[counts], labels[counts].long())
+    if axis is not None:
+        return outputs.movedim(axis, -1).reshape(-1, outputs.shape[axis]), labels.reshape(-1).long()
+    z = outputs.reshape(-1)
+    return torch.stack([torch.zeros_like(z), z], 1), labels.reshape(-1).long()
 
 
 def _kind(loss: Any) -> Any:

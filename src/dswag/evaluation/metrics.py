@@ -7,7 +7,7 @@ names; tokens, pixels and labels count as examples, and targets of -100 do not c
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from dswag.evaluation.alignment import aligned
@@ -48,8 +48,12 @@ def nll_of_each(probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) 
     A probability counts as no smaller than the smallest positive normal number of its dtype. One example thus has at
     most 87.3 in float32 and bfloat16, 708.4 in float64 and 9.7 in float16, and a probability of 0 gives a finite one.
     """
-    probabilities, targets = aligned(probabilities, targets)
-    likelihood = probabilities.gather(1, targets[:, None]).cpu().double()[:, 0]
+    return nll_of_rows(*aligned(probabilities, targets)).cpu()
+
+
+def nll_of_rows(probabilities: Float[Tensor, "n c"], targets: Int64[Tensor, "n"]) -> Float64[Tensor, "n"]:
+    """The same for rows and classes that are known to fit, where they are; there may be none."""
+    likelihood = probabilities.gather(1, targets[:, None]).double()[:, 0]
     smallest = torch.finfo(probabilities.dtype).smallest_normal
     return -likelihood.clamp(smallest, 1.0).log()
 

@@ -11,6 +11,9 @@ from dswag.evaluation.alignment import aligned
 
 Binning = Literal["equal-mass", "equal-width"]
 
+BINS = 20
+"""As in Section 6."""
+
 
 def reliability(
     probabilities: Float[Tensor, "n c"],

@@ -161,9 +161,14 @@ class EvaluateResult(Result):
     """What a client answers to an `EvaluateTask`: sums over its examples."""
 
     num_examples: int
+    """Examples; of a classification the labels that count, which are none where the loss ignores all."""
     loss_sum: float
-    num_correct: int | None
+    loss_weight: float
+    """What the sum of losses is divided by: the number of targets, or the sum of the class weights of the labels."""
+    num_correct: int | None = None
     """Number of correct predictions; None if outputs and targets are not those of a classification."""
+    calibration_error: float | None = None
+    """Expected calibration error of these predictions, in bins of equal mass; None where `num_correct` is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,15 +60,24 @@ def _faults(task: Task, result: Result, payload: Payload) -> Iterator[str]:
         case StatisticsTask(), StatisticsResult():
             yield from _statistics(task, result)
         case EvaluateTask(), EvaluateResult():
-            yield from _count("num_examples", result.num_examples)
+            yield from _count("num_examples", result.num_examples, least=0)
             yield from _number("loss_sum", result.loss_sum)
+            yield from _number("loss_weight", result.loss_weight)
+            if result.loss_weight < 0:
+                yield f"loss_weight must be at least 0, got {result.loss_weight:g}"
+            if (result.num_correct is None) != (result.calibration_error is None):
+                yield "num_correct and calibration_error go together"
+            if result.calibration_error is not None:
+                yield from _number("calibration_error", result.calibration_error)
+                if not 0 <= result.calibration_error <= 1:
+                    yield f"calibration_error must lie in 0 to 1, got {result.calibration_error:g}"
             if result.num_correct is not None:
                 yield from _count("num_correct", result.num_correct, least=0)
                 if result.num_correct > result.num_examples:
                     yield f"num_correct is {result.num_correct} of {result.num_examples} examples"
         case CalibrateTask(), CalibrateResult():
             grid = (len(task.draws), len(task.temperatures))
-            yield from _count("num_examples", result.num_examples)
+            yield from _count("num_examples", result.num_examples, least=0)
             yield from _tensor("gains", result.gains, grid, torch.float64)
             yield from _tensor("squares", result.squares, grid, torch.float64, least=0)
         case _:

@@ -1,6 +1,6 @@
 """A client's result as numbers, which travel as JSON, and tensors, which travel as arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import torch
@@ -37,7 +37,7 @@ def pack(result: Result) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 tensors[f"{name}/scatter"] = torch.stack([layer.scatter for layer in seen])
             return {"counts": counts}, tensors
         case EvaluateResult():
-            return {name: getattr(result, name) for name in ("num_examples", "loss_sum", "num_correct")}, {}
+            return {field.name: getattr(result, field.name) for field in fields(_EvaluateNumbers)}, {}
         case CalibrateResult():
             return {"num_examples": result.num_examples}, {"gains": result.gains, "squares": result.squares}
         case _:
@@ -77,6 +77,7 @@ def _rows(tensor: Tensor, number: int) -> Tensor:
 
 
 _Count = Annotated[int, Field(ge=1, strict=True)]
+_CountOrNone = Annotated[int, Field(ge=0, strict=True)]
 
 
 @dataclass
@@ -92,14 +93,16 @@ class _StatisticsNumbers:
 
 @dataclass
 class _EvaluateNumbers:
-    num_examples: _Count
+    num_examples: _CountOrNone
     loss_sum: float
-    num_correct: Annotated[int, Field(ge=0, strict=True)] | None
+    loss_weight: float
+    num_correct: _CountOrNone | None
+    calibration_error: float | None
 
 
 @dataclass
 class _CalibrateNumbers:
-    num_examples: _Count
+    num_examples: _CountOrNone
 
 
 _NUMBERS: dict[type[Task], TypeAdapter[Any]] = {
