@@ -445,6 +445,19 @@ def test_median_of_points_on_a_line_is_the_middle_one():
     torch.testing.assert_close(wasserstein_median(on_a_line).mean, torch.tensor([13.0]).double(), rtol=0, atol=3e-4)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+@pytest.mark.parametrize("n", [4, 10])
+def test_clients_that_drift_along_a_line_have_a_median_in_the_middle(n, noise):
+    generator = generator_for(n)
+    direction = torch.randn(50, generator=generator, dtype=torch.float64)
+    along = [k * direction + noise * torch.randn(50, generator=generator, dtype=torch.float64) for k in range(n)]
+    median = wasserstein_median([gaussian(mean) for mean in along]).mean
+    place = float(median @ direction / direction.square().sum())
+    assert n / 2 - 1 - 1e-3 <= place <= n / 2 + 1e-3
+    if not noise:
+        assert place == pytest.approx((n - 1) / 2, abs=1e-6)
+
+
 def test_spread_counts_as_position_does():
     """The same triangle, with one axis a standard deviation."""
     corners = [gaussian([0.0], 0.0), gaussian([1.0], 0.0), gaussian([0.0], 1.0)]

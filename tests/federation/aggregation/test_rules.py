@@ -5,6 +5,8 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from training_results import folded, results_of
 
 from dswag.core.randomness import generator_for
@@ -86,13 +88,25 @@ def test_geometric_median_where_its_place_is_known(form):
     np.testing.assert_allclose(found, place, atol=2e-3)  # smoothing of 1e-4 of a radius of up to 10
 
 
-def test_where_every_point_between_two_rows_is_a_median_one_of_them_is_found():
-    # Four rows on a line: the sum of distances is flat between the middle two, and Weiszfeld's steps are tiny.
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [((0, 1, 2, 3), 1.5), ((-7, 0, 1, 8), 0.5), ((0, 0, 0, 1, 1, 1), 0.5), ((-1e9, 0, 1, 1e9), 0.5)],
+)
+def test_where_every_point_between_two_rows_is_a_median_it_is_the_middle(places, expected):
     step = torch.tensor([0.3, -1.1, 0.7], dtype=torch.float64)
-    found = outcome("geometric-median", torch.arange(4)[:, None] * step)
-    places = found / step.numpy()
-    np.testing.assert_allclose(places, places[0], rtol=1e-9)
-    assert 1 - 1e-3 <= places[0] <= 2 + 1e-3
+    for order in (places, places[::-1]):
+        found = outcome("geometric-median", torch.tensor(order, dtype=torch.float64)[:, None] * step)
+        np.testing.assert_allclose(found / step.numpy(), expected, atol=1e-6)
+
+
+@given(rows=st.lists(st.floats(-5, 5), min_size=3, max_size=12, unique=True))
+def test_the_geometric_median_of_numbers_is_their_median(rows):
+    """Of an even number some point between the middle two, to the smoothing."""
+    ordered = sorted(rows)
+    low, high = ordered[(len(rows) - 1) // 2], ordered[len(rows) // 2]
+    slack = 3e-4 * (ordered[-1] - ordered[0])
+    (found,) = outcome("geometric-median", torch.tensor(rows, dtype=torch.float64)[:, None])
+    assert low - slack <= found <= high + slack
 
 
 def test_far_rows_cost_the_others_no_digits():

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dswag.core.chunked import Rows, gram, squared_distances, weighted_sum
-from dswag.core.weiszfeld import median_coefficients
+from dswag.core.geometric_median import median_coefficients
 from dswag.federation.aggregation.robust import Total
 
 SMOOTHING = 1e-4
@@ -16,9 +16,9 @@ TOLERANCE = 1e-5
 
 
 def geometric_median(rows: Rows, anchor: Float[Tensor, "d"], byzantine: int, total: Total) -> Float[Tensor, "d"]:
-    """The point with the least sum of distances to all rows, by Weiszfeld's algorithm with smoothed distances.
+    """The point with the least sum of distances to all rows, with smoothed distances.
 
-    All rows weigh the same: a number of examples is what a client claims. The algorithm runs on the n x n inner
+    All rows weigh the same: a number of examples is what a client claims. It is found from the n x n inner
     products, so that θ is passed over twice: for these, and for the weighted mean at the end.
     """
     inner = total(gram(rows, anchor))
@@ -33,6 +33,6 @@ def geometric_median(rows: Rows, anchor: Float[Tensor, "d"], byzantine: int, tot
         torch.full((len(rows),), 1 / len(rows), dtype=torch.float64, device="cpu"),
         smoothing=SMOOTHING,
         tolerance=TOLERANCE,
-        max_iterations=100_000,
+        max_iterations=1_000,
     )
     return weighted_sum(coefficients, rows)

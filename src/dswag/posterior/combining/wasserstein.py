@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import pdist
 
-from dswag.core.weiszfeld import median_coefficients
+from dswag.core.geometric_median import median_coefficients
 from dswag.posterior.combining.clients import (
     Weights,
     centered,
@@ -29,7 +29,7 @@ def wasserstein_median(
     *,
     smoothing: float = 1e-4,
     tolerance: float = 1e-5,
-    max_iterations: int = 10_000,
+    max_iterations: int = 1_000,
 ) -> GaussianPosterior:
     """The diagonal Gaussian with the smallest weighted sum of Wasserstein-2 distances to the clients'.
 
@@ -37,7 +37,8 @@ def wasserstein_median(
     diagonal Gaussians W₂² = |m₁ - m₂|² + |s₁ - s₂|², s being standard deviations, so they are points (m, s) of a
     Euclidean space and their geometric median is that of points. If all but a share q < ½ of the weight lies within
     r of some point, the median lies within r (1 - q) / √(1 - 2q) of it (there, Lemma 2.1), whatever the others are.
-    Weiszfeld's algorithm finds it from the W x W inner products of the points, so θ is read three times in all.
+    It is found from the W x W inner products of the points, so θ is read three times in all. Where it is not unique, as
+    for an even number of points on a line, it is the one in the middle.
 
     Columns are dropped: a weighted pool of them would let a far client's offset in again, by its square, and for other
     than diagonal covariances the distance is no Euclidean one. The spread is that of a typical client: it does not
@@ -49,7 +50,7 @@ def wasserstein_median(
         smoothing: ε, by which distances are √(distance² + ε²): a fraction of the smallest radius around a client that
             holds the majority. It moves the median by at most about as much, and only where that is at a client.
         tolerance: on the norm of the gradient of the mean distance; 1 is the most that it can be.
-        max_iterations: of Weiszfeld's algorithm.
+        max_iterations: of Newton's method.
 
     Raises:
         ValueError: no posteriors, or some that `clients.checked` refuses; impossible weights;
