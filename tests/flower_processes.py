@@ -10,8 +10,9 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from patience import PATIENCE
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "flower"
-PATIENCE = 400  # seconds until what hangs has failed; a busy machine takes its time
 
 
 def environment(home):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import torch
+from patience import PATIENCE
 
 
 class Ranges:
@@ -15,9 +16,9 @@ class Ranges:
 
     def _tell(self, tensor):
         self.told[self.number] = tensor
-        self.barrier.wait(timeout=60)
+        self.barrier.wait(timeout=PATIENCE)
         heard = list(self.told)
-        self.barrier.wait(timeout=60)
+        self.barrier.wait(timeout=PATIENCE)
         return heard
 
     def total(self, values):

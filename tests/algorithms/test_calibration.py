@@ -66,6 +66,24 @@ def test_calibration_finds_what_a_slow_search_finds(make_model, make_clients):
     assert found[0] != found[1]
 
 
+def test_scale_and_temperature_both_move_where_both_are_wrong(make_model, make_clients):
+    """Columns that destroy the model, around weights too small: the scales gain more than any temperature."""
+    model, clients = make_model(), make_clients((60, 90, 40))
+    run = train(model, clients, CONFIG)
+    drift = 3 * torch.randn(run.posterior.deviations.shape, generator=generator_for(1))
+    wide = replace(
+        run.posterior,
+        mean=0.6 * run.posterior.mean,
+        deviations=run.posterior.deviations_within + drift,
+        variance=run.posterior.variance_within + drift.var(0),
+    )
+    fitted, expected = calibrate(run.engine, wide, CONFIG), slow_search(model, wide, clients, run.engine)
+    found = (fitted.within_scale, fitted.between_scale, fitted.temperature)
+    assert found == (expected.within_scale, expected.between_scale, expected.temperature)
+    assert found[:2] != (1.0, 1.0)
+    assert found[2] != 1.0
+
+
 def test_an_overconfident_posterior_is_softened(make_model, make_clients):
     """Weights ten times too large call for a high temperature, whatever the scales."""
     model, clients = make_model(), make_clients((60, 90, 40))

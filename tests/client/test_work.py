@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from patience import PATIENCE
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -382,7 +383,7 @@ def test_interruption_is_not_taken_for_a_failure_of_the_client(make_model, data)
 def test_workspaces_of_one_model_do_not_share_anything(make_model, data):
     model = make_model(batch_norm=True, dropout=0.3)
     expected = trained(model, data).thetas
-    barrier = threading.Barrier(2, timeout=60)
+    barrier = threading.Barrier(2, timeout=PATIENCE)
     found = []
 
     def work(workspace):

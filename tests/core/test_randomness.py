@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 from torch import nn
 
 from dswag.core.randomness import DrawFrom, derive_seed, generator_for
@@ -146,7 +147,7 @@ def test_threads_at_once_each_draw_from_their_own_generator():
     def operation():
         return torch.cat([F.dropout(POSITIVE).flatten() + torch.randn(60) for _ in range(50)])
 
-    barrier = threading.Barrier(4, timeout=60)
+    barrier = threading.Barrier(4, timeout=PATIENCE)
 
     def in_thread(seed):
         barrier.wait()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from dswag.core.threads import default_workers, ordered_map
 
-PATIENCE = 60  # seconds until a test that hangs fails; none waits that long otherwise
 WORKERS = (1, 2, 3)
 each_number = pytest.mark.parametrize("workers", WORKERS)
 

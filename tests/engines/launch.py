@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import PATIENCE
+
 TESTS = Path(__file__).parent.parent
-PATIENCE = 120  # seconds until processes that hang fail
 RANKS = 2
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from engines.scenarios import SCENARIOS, clients, network, tasks, text, theta
+from patience import PATIENCE
 from safetensors.torch import save_file
 
 from dswag.engines.distributed import Distributed
@@ -34,7 +35,7 @@ def words_of_error(function):
 
 def main(folder):
     """Plays the scenarios."""
-    with joined(timeout=60) as ranks:
+    with joined(timeout=PATIENCE) as ranks:
 
         def make_engine(model, data):
             return Distributed(model, data, ranks=ranks)

@@ -14,6 +14,7 @@ import torch
 from folding import fold_answers
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE
 
 from dswag import Config, predict, train
 from dswag.core.parameters import Layout
@@ -42,7 +43,6 @@ from dswag.engines.flower.server import NoNodesError  # noqa: E402
 
 SIZES = (20, 33, 11, 26)
 EVERYBODY = range(4)
-PATIENCE = 60  # seconds until a test that hangs fails
 DRAWS = Draws(seed=3, first=0, count=2, kind="swag", scale=1.0)
 
 

@@ -16,8 +16,9 @@ pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 from flower_grid import InProcessGrid  # noqa: E402
-from flower_processes import EXAMPLE, PATIENCE, Federation, environment  # noqa: E402
+from flower_processes import EXAMPLE, Federation, environment  # noqa: E402
 from flwr.app import Context, RecordDict  # noqa: E402
+from patience import PATIENCE  # noqa: E402
 
 
 def in_one_process(recipe, folder):

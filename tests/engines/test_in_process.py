@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from folding import fold_answers
+from patience import PATIENCE
 from torch.utils.data import DataLoader, TensorDataset
 
 from dswag.client import work
@@ -26,8 +27,6 @@ from dswag.federation.contract import (
 from dswag.federation.folds import Snapshots
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
-
-PATIENCE = 60  # seconds until a test that hangs fails
 
 
 def tasks(clients):

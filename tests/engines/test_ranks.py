@@ -5,13 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from engines.launch import PATIENCE, RANKS, environment, torchrun
+from engines.launch import RANKS, environment, torchrun
 from engines.scenarios import SCENARIOS, words
+from patience import PATIENCE
 from safetensors.torch import load_file
 
 from dswag.engines.in_process import InProcess
@@ -131,18 +133,22 @@ def test_a_process_that_is_gone_ends_the_others_with_its_name(how):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(RANKS)}
-    first, last = (
-        subprocess.Popen(
-            [sys.executable, str(HERE / "leaving_rank.py"), str(int(how))],
-            env=environment(**where, RANK=str(rank)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    )
-    said = first.communicate(timeout=PATIENCE)[1]
-    last.kill()
-    last.communicate(timeout=PATIENCE)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with ExitStack() as ending:
+        processes = []
+        for rank in range(RANKS):
+            command = [sys.executable, str(HERE / "leaving_rank.py"), str(int(how))]
+            process = subprocess.Popen(command, env=environment(**where, RANK=str(rank)), **pipes)
+            ending.enter_context(process)
+            ending.callback(process.kill)  # also one that is stopped, and whatever failed here
+            processes.append(process)
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        first, last = processes
+        said = first.communicate(timeout=PATIENCE)[1]
     assert first.returncode == 1
     name = rf"rank 1 of 2 \([^()]*, process {last.pid}\)"
     assert re.search(rf"RankError: {name} is gone, or took longer than the timeout: \w", said)

@@ -288,7 +288,7 @@ def test_draws_of_no_number_are_refused():
 
 
 @pytest.mark.parametrize("kind", ["swag", "diagonal"])
-def test_predict_averages_over_the_mixtures_draws(make_model, kind):
+def test_predict_averages_over_the_mixtures_draws(make_model, kind, monkeypatch):
     model, inputs = make_model(), torch.randn(7, 6, generator=generator_for(1))
     layout = Layout.of(model)
     mixture = MixturePosterior(
@@ -298,8 +298,13 @@ def test_predict_averages_over_the_mixtures_draws(make_model, kind):
     for theta in mixture.sample(5, 6, kind=kind):
         layout.write(theta, model)
         expected += model(inputs).detach().softmax(1) / 6
+    drawn, sample = [], MixturePosterior.sample
+    monkeypatch.setattr(
+        MixturePosterior, "sample", lambda *a, first, **o: drawn.append(first) or sample(*a, first=first, **o)
+    )
     predicted = dswag.predict(model, mixture, inputs, samples=6, seed=5, kind=kind)
     torch.testing.assert_close(predicted, expected)
+    assert sorted(drawn) == list(range(6))  # each once
     assert mixture.layout == layout
 
 

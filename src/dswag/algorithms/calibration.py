@@ -51,7 +51,7 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
     draws = tuple(candidate.draws(derive_seed(config.seed, 4), DRAWS, scale=config.scale) for candidate in candidates)
     gains = held_out_gains(engine, posterior, draws, TEMPERATURES, config)
     group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
-    hotter = _best(gains.sums[group], gains.squares[group], gains.num_examples)
+    hotter = _best(*gains.by_temperature(group), gains.num_examples)
     return replace(candidates[group], temperature=TEMPERATURES[hotter])
 
 
@@ -112,7 +112,14 @@ class Gains:
 
     num_examples: int
     sums: Float64[Tensor, "g t"]
+    """Over the first group at the first temperature, and over the same group at the first one, as in the result."""
     squares: Float64[Tensor, "g t"]
+
+    def by_temperature(self, group: int) -> tuple[Float64[Tensor, "t"], Float64[Tensor, "t"]]:
+        """A group's sums and sums of squares, all over the group itself at the first temperature, where both are 0."""
+        sums, squares = self.sums[group].clone(), self.squares[group].clone()
+        sums[0] = squares[0] = 0
+        return sums, squares
 
 
 class SummedGains:

@@ -183,10 +183,12 @@ def draws_of(
     if isinstance(posterior, GaussianPosterior):  # clients make the draws themselves: one round trip for all
         draws = posterior.draws(seed, samples, kind=kind, scale=scale)
         refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, precision, draws)
-    else:
+    elif batch_norm.layers(model):
         refreshed = [
             _refresh(model, {"theta": draw(i)}, engine, batch_norm_examples, precision)[0] for i in range(samples)
         ]
+    else:
+        refreshed = [{}] * samples
 
     def payload(i: int) -> Payload:
         return {"theta": draw(i), **refreshed[i]}  # l. 3

@@ -19,7 +19,7 @@ from dswag.posterior.gaussian import GaussianPosterior
 class MixturePosterior:
     """Σ w_c N(m_c, C_c), of the clients' posteriors.
 
-    `dswag.predict` and `predictive` take it like any posterior; for models with BatchNorm layers each draw needs an
+    `dswag.predict` and `predictive` take it like any posterior; for models with BatchNorm layers each draw needs a
     round trip of its own with the clients.
 
     Args:
