@@ -1,6 +1,7 @@
 """Distributed SWAG: Bayesian deep learning where the data is spread over workers or devices."""
 
 from dswag.algorithms.calibration import calibrate
+from dswag.algorithms.conformal import Conformal, conformal
 from dswag.algorithms.prediction import Predictive, ensemble, predict, predictive, predictive_stream
 from dswag.algorithms.regression import Regression, regression
 from dswag.algorithms.server_update import Server
@@ -24,6 +25,7 @@ __all__ = [
     "ClientError",
     "Config",
     "ConfigError",
+    "Conformal",
     "DivergenceError",
     "GaussianPosterior",
     "InProcess",
@@ -40,6 +42,7 @@ __all__ = [
     "TooFewClientsError",
     "calibrate",
     "collect",
+    "conformal",
     "ensemble",
     "evaluate",
     "explore",

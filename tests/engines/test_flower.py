@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from patience import PATIENCE
 
 from dswag import Config, predict, train
+from dswag.core.conformal_scores import Scoring
 from dswag.core.parameters import Layout
 from dswag.data.examples import Examples
 from dswag.engines.in_process import InProcess
@@ -24,6 +25,7 @@ from dswag.federation.contract import (
     CalibrateTask,
     ClientError,
     ClientUpdate,
+    ConformalTask,
     Draws,
     EvaluateTask,
     StatisticsTask,
@@ -491,6 +493,9 @@ TASKS = [
     statistics_task(0, 2, (DRAWS, replace(DRAWS, within_scale=0.1))),
     EvaluateTask(index=1, client=1, occasion="Übung", batch_size=9),
     CalibrateTask(index=1, client=1, occasion="c", batch_size=9, draws=(DRAWS,), temperatures=(0.1, 1.0)),
+    ConformalTask(
+        index=1, client=1, occasion="s", batch_size=9, draws=DRAWS, temperature=0.7, scoring=Scoring(score="raps")
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ from patience import PATIENCE
 from torch.utils.data import DataLoader, TensorDataset
 
 from dswag.client import work
+from dswag.core.conformal_scores import Scoring
 from dswag.core.parameters import Layout
 from dswag.data.examples import Examples
 from dswag.engines.in_process import InProcess
@@ -19,6 +20,7 @@ from dswag.federation.contract import (
     CalibrateTask,
     ClientError,
     ClientUpdate,
+    ConformalTask,
     Draws,
     EvaluateTask,
     StatisticsTask,
@@ -211,7 +213,7 @@ def test_an_engine_that_is_at_work_takes_no_other_tasks(make_model, make_clients
     assert len(fold_answers(engine, payload(model), tasks([0]), Snapshots()).result()) == 1  # then it is free again
 
 
-@pytest.mark.parametrize("kind", [TrainTask, StatisticsTask, EvaluateTask, CalibrateTask])
+@pytest.mark.parametrize("kind", [TrainTask, StatisticsTask, EvaluateTask, CalibrateTask, ConformalTask])
 def test_data_that_can_be_passed_over_only_once_are_named(make_model, make_clients, kind):
     (examples,) = make_clients((12,))
 
@@ -232,6 +234,7 @@ def test_data_that_can_be_passed_over_only_once_are_named(make_model, make_clien
         StatisticsTask: {"batch_size": 4, "max_examples": None, "seed": 0},
         EvaluateTask: {"batch_size": 4},
         CalibrateTask: {"batch_size": 4, "draws": (draws,), "temperatures": (1.0,)},
+        ConformalTask: {"batch_size": 4, "draws": draws, "temperature": 1.0, "scoring": Scoring()},
     }
     once = Once()
     if kind is not TrainTask:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dswag.algorithms.calibration import SummedGains
+from dswag.algorithms.conformal import CountedScores
 from dswag.client.batch_norm import PooledStatistics
 from dswag.core.randomness import generator_for
 from dswag.federation.aggregation import Mean, aggregator
@@ -18,6 +19,7 @@ from dswag.federation.contract import (
     CalibrateResult,
     ClientError,
     ClientUpdate,
+    ConformalResult,
     EvaluateResult,
     LayerStatistics,
     StatisticsResult,
@@ -65,6 +67,10 @@ def calibrated(index):
     return CalibrateResult(index=index, client=index, num_examples=5, gains=gains, squares=gains.square())
 
 
+def scored(index):
+    return ConformalResult(index=index, client=index, counts=torch.arange(1, 2 + index))
+
+
 TASKS = [
     TrainTask(
         index=index,
@@ -99,6 +105,7 @@ FOLDS = {
     "tally of regressions": (Tally, regressed),
     "both": (lambda: Both(Mean(torch.zeros(D)), Snapshots()), trained),
     "gains": (SummedGains, calibrated),
+    "conformal scores": (CountedScores, scored),
 }
 ALMOST = {
     "statistics": (PooledStatistics, measured),  # Chan's merge divides by counts that are no powers of two

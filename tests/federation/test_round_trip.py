@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from dswag import ClientError, TooFewClientsError
 from dswag.client.batch_norm import PooledStatistics
+from dswag.core.conformal_scores import Scoring
 from dswag.federation.aggregation import Mean
 from dswag.federation.contract import (
     CalibrateResult,
     CalibrateTask,
     ClientUpdate,
+    ConformalResult,
+    ConformalTask,
     Draws,
     EvaluateResult,
     EvaluateTask,
@@ -89,6 +92,10 @@ CALIBRATE = CalibrateTask(
     index=0, client=5, occasion="calibration", batch_size=2, draws=(DRAWS, DRAWS), temperatures=(1.0, 2.0, 3.0)
 )
 GRID = torch.ones(2, 3, dtype=torch.float64)
+CONFORMAL = ConformalTask(
+    index=0, client=5, occasion="scores", batch_size=2, draws=DRAWS, temperature=1.0, scoring=Scoring(resolution=0.25)
+)
+SCORED = ConformalResult(index=0, client=5, counts=torch.tensor([1, 0, 3]))
 CALIBRATED = CalibrateResult(index=0, client=5, num_examples=3, gains=-GRID, squares=GRID)
 SEEN = StatisticsResult(index=0, client=5, statistics=({"1": layer()}, {"1": layer()}))
 EVALUATED = EvaluateResult(
@@ -108,6 +115,8 @@ FITTING = [
     (EVALUATE, replace(EVALUATED, num_examples=0, loss_sum=0.0, loss_weight=0.0, num_correct=0)),  # no label counts
     (EVALUATE, replace(EVALUATED, num_correct=0)),
     (CALIBRATE, CALIBRATED),
+    (CONFORMAL, SCORED),
+    (CONFORMAL, replace(SCORED, counts=SCORED.counts[:0])),  # no label counts
 ]
 
 FAULTS = [
@@ -155,6 +164,10 @@ FAULTS = [
     (EVALUATE, replace(EVALUATED, loss_sum=math.inf), "loss_sum must be a finite number up to .*, got inf"),
     (EVALUATE, replace(EVALUATED, num_correct=-1), "num_correct must be a whole number from 0 to .*, got -1"),
     (EVALUATE, replace(EVALUATED, num_correct=4), "num_correct is 4 of 3 examples"),
+    (CONFORMAL, replace(SCORED, counts=-SCORED.counts), "counts must be at least 0, got -3"),
+    (CONFORMAL, replace(SCORED, counts=SCORED.counts.double()), "counts must be dense torch.int64"),
+    (CONFORMAL, replace(SCORED, counts=torch.ones(6, dtype=torch.int64)), "counts must be of at most 5 bins"),
+    (CONFORMAL, replace(SCORED, counts=SCORED.counts[None]), "counts must have one axis"),
     (CALIBRATE, replace(CALIBRATED, num_examples=-1), "num_examples .* got -1"),
     (CALIBRATE, replace(CALIBRATED, gains=GRID.T), r"gains must have shape \[2, 3\], got \[3, 2\]"),
     (CALIBRATE, replace(CALIBRATED, squares=GRID[:1]), r"squares must have shape \[2, 3\], got \[1, 3\]"),
@@ -365,7 +378,7 @@ results = (
 )
 
 
-@given(st.sampled_from([train_task(), STATISTICS, EVALUATE, CALIBRATE]), st.lists(results, max_size=4))
+@given(st.sampled_from([train_task(), STATISTICS, EVALUATE, CALIBRATE, CONFORMAL]), st.lists(results, max_size=4))
 def test_whatever_comes_back_is_let_in_or_refused_and_nothing_else(task, answers):
     tasks = [replace(task, index=index, client=index + 5) for index in range(3)]
     try:

@@ -70,16 +70,7 @@ def held_out_gains(
     if not config.holdout:
         raise ValueError("calibration needs examples that no client trained on: train with holdout, such as 0.1")
     enough = config.enough_of(engine.num_clients)
-    statistics = batch_norm.refresh(
-        engine,
-        posterior.tensors(),
-        seed=draws[0].seed,
-        max_examples=config.batch_norm_examples,
-        draws=draws,
-        part=config.training_part,
-        minimum=enough,
-    )
-    buffers = {name: torch.stack([of_draw[name] for of_draw in statistics]) for name in statistics[0]}
+    buffers = refreshed_buffers(engine, posterior, draws, config)
     tasks = [
         CalibrateTask(
             index=client,
@@ -94,6 +85,22 @@ def held_out_gains(
     ]
     payload = {**posterior.tensors(), **buffers}
     return round_trip(engine, payload, tasks, SummedGains(), minimum=enough).fold.result()
+
+
+def refreshed_buffers(
+    engine: Engine, posterior: GaussianPosterior, draws: tuple[Draws, ...], config: Config
+) -> dict[str, Tensor]:
+    """BatchNorm statistics of all draws from what the clients train on, a row for each draw."""
+    statistics = batch_norm.refresh(
+        engine,
+        posterior.tensors(),
+        seed=draws[0].seed,
+        max_examples=config.batch_norm_examples,
+        draws=draws,
+        part=config.training_part,
+        minimum=config.enough_of(engine.num_clients),
+    )
+    return {name: torch.stack([of_draw[name] for of_draw in statistics]) for name in statistics[0]}
 
 
 def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_examples: int) -> int:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dswag.algorithms.prediction import Members, Posterior, check_finite, draws_of, outputs
+from dswag.core.outputs import mean_and_noise
 from dswag.federation.contract import Engine, Kind
 
 
@@ -63,7 +64,7 @@ def regression(
         engine=engine,
         batch_norm_examples=batch_norm_examples,
     )
-    groups = outputs(model, members, inputs, batch_size, lambda output: _mean_and_noise(output, noise))
+    groups = outputs(model, members, inputs, batch_size, lambda output: mean_and_noise(output, noise))
     return Regression(*map(torch.cat, zip(*(_moments(outcomes, members) for outcomes in groups), strict=True)))
 
 
@@ -81,22 +82,3 @@ def _moments(outcomes: Iterable[list[tuple[Tensor, ...]]], members: Members) -> 
         scatter = scatter + step * (predicted - mean)
         variance = variance + (own_variance - variance) / count
     return mean.float(), variance.float(), (scatter / count).float()
-
-
-def _mean_and_noise(output: Any, noise: float | None) -> tuple[Tensor, Tensor]:
-    """Means and variances of the targets, as the model gives them or with the noise that is given."""
-    if isinstance(output, tuple | list) and len(output) == 2:
-        mean, variance = (part.double() for part in output)
-        if mean.shape != variance.shape:
-            raise ValueError(
-                f"means and variances must have one shape, got {list(mean.shape)} and {list(variance.shape)}"
-            )
-        if (variance < 0).any():
-            raise ValueError("the model returned negative variances: let it return (means, variances)")
-        return mean, variance
-    if noise is None:
-        raise ValueError("the model returns means alone: pass noise=..., the variance of the targets around them")
-    if not isinstance(output, Tensor):
-        raise ValueError(f"the model must return means [b, ...], or (means, variances), got {type(output).__name__}")
-    mean = output.double()
-    return mean, torch.full_like(mean, noise)

@@ -13,6 +13,7 @@ from dswag.client.labels import summed
 from dswag.client.local_optimizer import Step
 from dswag.client.replica import Workspace
 from dswag.client.stability import has_diverged
+from dswag.core.outputs import mean_and_noise
 from dswag.core.randomness import derive_seed
 from dswag.data import holdout
 from dswag.data.examples import Batch, ClientData
@@ -23,6 +24,8 @@ from dswag.federation.contract import (
     CalibrateResult,
     CalibrateTask,
     ClientError,
+    ConformalResult,
+    ConformalTask,
     Draws,
     EvaluateResult,
     EvaluateTask,
@@ -40,7 +43,7 @@ from dswag.posterior.sampling import GROUP
 
 def run(
     task: Task, payload: Payload, data: ClientData, workspace: Workspace
-) -> TrainResult | StatisticsResult | EvaluateResult | CalibrateResult:
+) -> TrainResult | StatisticsResult | EvaluateResult | CalibrateResult | ConformalResult:
     """The client's answer to a task.
 
     Raises:
@@ -58,6 +61,8 @@ def run(
                 return evaluate(task, payload, data, workspace)
             case CalibrateTask():
                 return calibrate(task, payload, data, workspace)
+            case ConformalTask():
+                return conformal(task, payload, data, workspace)
             case _:
                 raise TypeError(f"a client knows no {type(task).__name__}")
     except ClientError:
@@ -179,18 +184,15 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
     """What each group of draws, averaged (Algorithm 2, line 4), gains over the first one, and by each temperature."""
     workspace.module.eval()
     batches = list(_pass(task, data, task.batch_size))
-    rows = {name: payload[name] for name in workspace.buffer_names if name in payload}
     nll: list[list[Tensor]] = []
-    number = 0
+    first = 0
     for draws in task.draws:
         total = torch.zeros(())
-        for theta in thetas((draws,), payload):
-            workspace.check_time(task)
-            workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
+        for _ in _drawn(task, payload, draws, workspace, first=first):
             with torch.inference_mode():
                 scores, targets = _classes(workspace, batches)
             total = total + scores.double().softmax(1)
-            number += 1
+        first += draws.count
         averaged = total / draws.count
         nll.append([nll_of_rows(temper(averaged, temperature), targets) for temperature in task.temperatures])
     losses = torch.stack([torch.stack(of_group) for of_group in nll]).cpu()
@@ -203,6 +205,55 @@ def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace
         gains=gains.sum(2),
         squares=gains.square().sum(2),
     )
+
+
+def conformal(task: ConformalTask, payload: Payload, data: ClientData, workspace: Workspace) -> ConformalResult:
+    """Counts of the conformal scores that the draws' averaged predictions have (Algorithm 2, line 4)."""
+    workspace.module.eval()
+    batches = list(_pass(task, data, task.batch_size))
+    drawn = _drawn(task, payload, task.draws, workspace)
+    if task.scoring.of_classes:
+        total = torch.zeros(())
+        for _ in drawn:
+            with torch.inference_mode():
+                logits, labels = _classes(workspace, batches)
+            total = total + logits.double().softmax(1)
+        probabilities = temper(total / task.draws.count, task.temperature)
+        scores = task.scoring.classes(probabilities).gather(1, labels[:, None])
+    else:
+        targets = torch.cat([targets for _, targets in batches]).to(workspace.device)
+        scores = task.scoring.residuals(*_moments(task, workspace, batches, targets, drawn), targets)
+    if not bool(torch.isfinite(scores).all()):
+        raise ClientError(task, "conformal scores are not finite: look for NaN in the data, or for variances of 0")
+    return ConformalResult(index=task.index, client=task.client, counts=task.scoring.counts(scores))
+
+
+def _moments(
+    task: ConformalTask, workspace: Workspace, batches: Sequence[Batch], targets: Tensor, drawn: Iterator[None]
+) -> tuple[Tensor, Tensor]:
+    """Predictive mean and variance by the law of total variance."""
+    means, variances = [], []
+    for _ in drawn:
+        with torch.inference_mode():
+            parts = [mean_and_noise(workspace.outputs(inputs), task.noise) for inputs, _ in batches]
+        mean, variance = map(torch.cat, zip(*parts, strict=True))
+        if mean.shape != targets.shape:
+            raise ValueError(f"means must have the targets' shape {list(targets.shape)}, got {list(mean.shape)}")
+        means.append(mean)
+        variances.append(variance)
+    stacked = torch.stack(means)
+    return stacked.mean(0), torch.stack(variances).mean(0) + stacked.var(0, correction=0)
+
+
+def _drawn(
+    task: CalibrateTask | ConformalTask, payload: Payload, draws: Draws, workspace: Workspace, *, first: int = 0
+) -> Iterator[None]:
+    """Loads one draw after the other, with its own row of the payload's buffers, of which `first` is the first's."""
+    rows = {name: payload[name] for name in workspace.buffer_names if name in payload}
+    for number, theta in enumerate(thetas((draws,), payload), start=first):
+        workspace.check_time(task)
+        workspace.load({"theta": theta, **{name: values[number] for name, values in rows.items()}})
+        yield
 
 
 def _classes(workspace: Workspace, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeVar, runtime_checkable
 
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+from dswag.core.conformal_scores import Scoring
 
 Payload = Mapping[str, Tensor]
 """What every client is sent once, by name: θ [d] as "theta" or a posterior's tensors, and buffers of the model."""
@@ -122,6 +124,21 @@ class CalibrateTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConformalTask(Task):
+    """Count the conformal scores of the averaged predictions of draws from the payload's posterior.
+
+    Buffers in the payload have a row for each draw.
+    """
+
+    batch_size: int
+    draws: Draws
+    temperature: float
+    scoring: Scoring
+    noise: float | None = None
+    """Variance of the targets of a regression, for a model that does not return it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """What a client answers to a task."""
 
@@ -183,6 +200,14 @@ class CalibrateResult(Result):
     """
     squares: Float64[Tensor, "g t"]
     """Sums of the squares of each example's gain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConformalResult(Result):
+    """What a client answers to a `ConformalTask`."""
+
+    counts: Int64[Tensor, "b"]
+    """How many scores lie in each bin of the task's scoring, up to the last that is filled; none without examples."""
 
 
 ResultT = TypeVar("ResultT", contravariant=True)

@@ -10,6 +10,8 @@ from torch import Tensor
 from dswag.federation.contract import (
     CalibrateResult,
     CalibrateTask,
+    ConformalResult,
+    ConformalTask,
     EvaluateResult,
     EvaluateTask,
     LayerStatistics,
@@ -80,6 +82,10 @@ def _faults(task: Task, result: Result, payload: Payload) -> Iterator[str]:
             yield from _count("num_examples", result.num_examples, least=0)
             yield from _tensor("gains", result.gains, grid, torch.float64)
             yield from _tensor("squares", result.squares, grid, torch.float64, least=0)
+        case ConformalTask(), ConformalResult():
+            yield from _tensor("counts", result.counts, None, torch.int64, least=0)
+            if len(result.counts) > task.scoring.most_bins or int(result.counts.sum()) > MOST:
+                yield f"counts must be of at most {task.scoring.most_bins} bins and 2^48 examples"
         case _:
             yield f"a {type(task).__name__} was answered by a {type(result).__name__}"
 

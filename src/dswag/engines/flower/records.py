@@ -19,6 +19,7 @@ from dswag.engines.flower import results
 from dswag.federation.contract import (
     CalibrateTask,
     ClientError,
+    ConformalTask,
     EvaluateTask,
     Payload,
     Result,
@@ -32,6 +33,7 @@ MESSAGE_TYPES: dict[type[Task], str] = {
     StatisticsTask: "query.statistics",
     EvaluateTask: "evaluate",
     CalibrateTask: "query.calibrate",
+    ConformalTask: "query.conformal",
 }
 """As which type of message each kind of task travels."""
 

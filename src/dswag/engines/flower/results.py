@@ -10,6 +10,8 @@ from torch import Tensor
 from dswag.federation.contract import (
     CalibrateResult,
     CalibrateTask,
+    ConformalResult,
+    ConformalTask,
     EvaluateResult,
     EvaluateTask,
     LayerStatistics,
@@ -40,6 +42,8 @@ def pack(result: Result) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return {field.name: getattr(result, field.name) for field in fields(_EvaluateNumbers)}, {}
         case CalibrateResult():
             return {"num_examples": result.num_examples}, {"gains": result.gains, "squares": result.squares}
+        case ConformalResult():
+            return {}, {"counts": result.counts}
         case _:
             raise TypeError(f"there is no record for a {type(result).__name__}")
 
@@ -66,6 +70,8 @@ def unpack(task: Task, said: dict[str, Any], tensors: dict[str, Tensor]) -> Resu
             return StatisticsResult(**who, statistics=tuple(statistics))
         case EvaluateTask():
             return EvaluateResult(**who, **numbers)
+        case ConformalTask():
+            return ConformalResult(**who, counts=tensors["counts"])
         case _:
             return CalibrateResult(**who, **numbers, gains=tensors["gains"], squares=tensors["squares"])
 
@@ -105,9 +111,15 @@ class _CalibrateNumbers:
     num_examples: _CountOrNone
 
 
+@dataclass
+class _NoNumbers:
+    """All that is said is in tensors."""
+
+
 _NUMBERS: dict[type[Task], TypeAdapter[Any]] = {
     TrainTask: TypeAdapter(_TrainNumbers),
     StatisticsTask: TypeAdapter(_StatisticsNumbers),
     EvaluateTask: TypeAdapter(_EvaluateNumbers),
     CalibrateTask: TypeAdapter(_CalibrateNumbers),
+    ConformalTask: TypeAdapter(_NoNumbers),
 }

@@ -17,6 +17,7 @@ from dswag.engines.flower.post import Fetch, Post
 from dswag.federation.contract import (
     CalibrateTask,
     ClientError,
+    ConformalTask,
     Fold,
     Payload,
     Result,
@@ -186,7 +187,7 @@ class Flower:
 
 def _ask(post: Post, home: census.Resident | None, tasks: Sequence[Task], payload: ArrayRecord) -> Fetch:
     """Sends a node the tasks of its clients, unless there is a reason why it could not do them."""
-    draws = any(isinstance(task, StatisticsTask | CalibrateTask) and task.draws for task in tasks)
+    draws = any(isinstance(task, StatisticsTask | CalibrateTask | ConformalTask) and task.draws for task in tasks)
     if home is None:
         return lambda: "no node has it"
     if draws and home.stranger is not None:
