@@ -12,7 +12,8 @@ from dswag.algorithms.calibration import calibrate
 from dswag.algorithms.prediction import Predictive, predictive
 from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import RoundSummary, collect, explore, synchronize
-from dswag.client.replica import Loss
+from dswag.client.calling import Loss
+from dswag.client.replica import OptimizerFactory
 from dswag.config import Config
 from dswag.core.links import learned
 from dswag.core.parameters import Layout
@@ -55,6 +56,8 @@ def train(
     *,
     loss: Loss = F.cross_entropy,
     engine: Engine | None = None,
+    layout: Layout | None = None,
+    optimizer: OptimizerFactory | None = None,
 ) -> Run:
     """Algorithm 1: the posterior after training from the model's weights on the clients' data, with all that led to it.
 
@@ -64,8 +67,11 @@ def train(
         model: any module with trainable parameters. It is not changed; `run.posterior.mean_into(model)` does that.
         clients: each client's examples: a pair of tensors (inputs, targets), a `Dataset` or a `DataLoader`.
         config: the settings; `config.clients` must be the number of clients.
-        loss: a function of (outputs, targets) that returns the mean loss of the batch.
-        engine: where the clients run instead; `clients` and `loss` are then not used, as the engine has its own.
+        loss: a function of (outputs, targets) that returns the mean loss of the batch, or "model"; see `InProcess`.
+        engine: where the clients run instead; `clients`, `loss` and `optimizer` are then not used, as the engine has
+            its own.
+        layout: the parameters in θ, all trainable ones if None; the others stay as they are in the model.
+        optimizer: makes each client's optimizer, such as `torch.optim.Adam`, instead of the config's; see `InProcess`.
 
     Raises:
         TypeError: a model that is no module, data that are no sequence of clients, or no config.
@@ -77,7 +83,7 @@ def train(
     if not isinstance(config, Config):
         raise TypeError(f"config must be a dswag.Config, got {type(config).__name__}: Config(clients=..., ...)")
     if engine is None:
-        engine = InProcess(model, clients, loss=loss)
+        engine = InProcess(model, clients, loss=loss, layout=layout, optimizer=optimizer)
     if engine.num_clients != config.clients:
         raise ValueError(
             f"the config is for {config.clients} clients, got {engine.num_clients}: "
@@ -88,7 +94,7 @@ def train(
     if link == "identity" and (config.calibrate or config.stop_accuracy is not None):
         setting = "calibrate" if config.calibrate else "stop_accuracy"
         raise ValueError(f"{setting} is for classes and yes-or-no labels, and the loss takes outputs as they are")
-    layout = Layout.of(model)
+    layout = layout or Layout.of(model)
     theta = layout.flatten(model)
     history = []
     for done in synchronize(engine, Server(theta), config):

@@ -142,7 +142,7 @@ def test_passes_in_bfloat16_round_what_they_compute_and_no_more(make_model, make
 
 def test_batch_norm_without_an_engine_is_refused(make_model):
     model = make_model(batch_norm=True)
-    with pytest.raises(ValueError, match=r"has BatchNorm layers.*pass engine="):
+    with pytest.raises(ValueError, match=r"has layers with running statistics, such as BatchNorm.*pass engine="):
         predict(model, around(model), inputs())
 
 

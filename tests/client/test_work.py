@@ -165,7 +165,7 @@ def test_a_workspace_is_a_copy_whose_parameters_are_views(make_model):
     model = make_model()
     before = theta_of(model)
     workspace = Workspace(model)
-    workspace.theta.fill_(0.5)
+    workspace.weights.theta.fill_(0.5)
     assert all((p == 0.5).all() for p in workspace.module.parameters())
     assert torch.equal(theta_of(model), before)
 
@@ -178,7 +178,7 @@ def test_loading_sets_theta_and_every_buffer(make_model):
         buffer.add_(9)
     theta = torch.randn(workspace.layout.d)
     workspace.load({"theta": theta, "1.running_var": torch.full((5,), 2.0), "of a posterior": torch.zeros(7)})
-    assert torch.equal(workspace.theta, theta)
+    assert torch.equal(workspace.weights.theta, theta)
     assert workspace.module[1].running_mean.tolist() == [3.0] * 5  # the model's own
     assert workspace.module[1].running_var.tolist() == [2.0] * 5  # the payload's
     assert workspace.module[1].num_batches_tracked == 0
@@ -192,16 +192,16 @@ def test_a_buffer_that_is_called_theta_is_not_mistaken_for_theta():
     workspace = Workspace(model)
     workspace.load({"theta": torch.ones(3)})
     assert workspace.module.theta.tolist() == [7, 7, 7]
-    assert workspace.theta.tolist() == [1, 1, 1]
+    assert workspace.weights.theta.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("shape", [(52,), (1,), (1, 53)])
 def test_theta_of_another_shape_is_refused_and_not_broadcast(make_model, shape):
     workspace = Workspace(make_model())
-    before = workspace.theta.clone()
+    before = workspace.weights.theta.clone()
     with pytest.raises(ValueError, match=r"θ must have shape \[53\]"):
         workspace.load({"theta": torch.zeros(shape)})
-    assert torch.equal(workspace.theta, before)
+    assert torch.equal(workspace.weights.theta, before)
 
 
 def test_images_reach_the_model_as_they_are():

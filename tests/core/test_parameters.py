@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dswag.client.weights import Weights
 from dswag.core.parameters import Layout
 from dswag.core.randomness import DrawFrom, generator_for
 
@@ -69,6 +70,12 @@ def built(make, seed=0):
         return make()
 
 
+def bound(layout, module):
+    """θ and its gradient, of which the module's parameters and their gradients are views."""
+    weights = Weights(layout, module)
+    return weights.theta, weights.gradient
+
+
 def outputs(module, inputs):
     found = module(inputs)
     return found[0] if isinstance(found, tuple) else found
@@ -110,7 +117,7 @@ def test_flatten_gives_back_what_write_wrote(make, inputs):
 def test_a_bound_module_computes_what_it_computed(make, inputs):
     module = built(make)
     before = outputs(module, inputs)
-    _, gradient = Layout.of(module).bind(module)
+    _, gradient = bound(Layout.of(module), module)
     assert torch.equal(outputs(module, inputs), before)
     assert not gradient.any()
 
@@ -120,7 +127,7 @@ def test_a_bound_module_reads_theta_and_fills_the_gradient(make, inputs):
     module = built(make)
     plain = deepcopy(module)
     layout = Layout.of(module)
-    theta, gradient = layout.bind(module)
+    theta, gradient = bound(layout, module)
     theta.mul_(0.5).add_(0.01)
     layout.write(theta, plain)
     assert torch.equal(outputs(module, inputs), outputs(plain, inputs))
@@ -161,7 +168,7 @@ def test_write_is_a_copy():
 
 def test_a_deep_copy_of_a_bound_module_is_on_its_own():
     module = nn.Linear(3, 2)
-    theta, _ = Layout.of(module).bind(module)
+    theta, _ = bound(Layout.of(module), module)
     copy = deepcopy(module)
     before = copy.weight.detach().clone()
     theta.zero_()
@@ -173,7 +180,7 @@ def test_tied_weights_count_once_and_stay_tied():
     layout = Layout.of(module)
     assert layout.names == ("embed.weight", "hidden.weight", "hidden.bias")
     assert layout.d == 7 * 4 + 4 * 4 + 4
-    theta, gradient = layout.bind(module)
+    theta, gradient = bound(layout, module)
     assert module.logits.weight is module.embed.weight
     theta.fill_(0.25)
     assert torch.equal(module.logits.weight, torch.full((7, 4), 0.25))
@@ -198,7 +205,7 @@ def test_frozen_parameters_and_buffers_are_no_part_of_theta():
     assert layout.names == ("0.head.weight", "0.head.bias", "1.weight", "1.bias")
     features = module[0].features.weight.clone()
     layout.write(torch.zeros(layout.d), module)
-    layout.bind(module)
+    bound(layout, module)
     assert torch.equal(module[0].features.weight, features)
     assert module[0].features.weight.grad is None
 
@@ -208,7 +215,7 @@ def test_a_parameter_without_axes_is_one_element():
     layout = Layout.of(module)
     views = layout.views(torch.arange(layout.d, dtype=torch.float32))
     assert views["temperature"].shape == ()
-    theta, gradient = layout.bind(module)
+    theta, gradient = bound(layout, module)
     assert module.temperature.item() == layout.views(theta)["temperature"].item() == pytest.approx(0.7)
     module(torch.randn(2, 3, 3)).sum().backward()
     assert layout.views(gradient)["temperature"] == module.temperature.grad != 0
@@ -220,7 +227,7 @@ def test_parameters_with_channels_last_strides_are_read_in_logical_order():
     module = module.to(memory_format=torch.channels_last)
     layout = Layout.of(module)
     assert torch.equal(layout.flatten(module), expected)
-    layout.bind(module)
+    bound(layout, module)
     assert torch.equal(layout.flatten(module), expected)
 
 
@@ -344,10 +351,25 @@ def test_theta_of_another_shape_is_refused(shape):
             use(theta)
 
 
-def test_parameters_that_differ_in_dtype_are_refused_by_name():
-    module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double())
-    with pytest.raises(ValueError, match=r"one dtype.*float32 on cpu \(0\.bias\), torch\.float64 on cpu \(1\.bias\)"):
-        Layout.of(module)
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        ((torch.bfloat16, torch.float32), torch.float32),
+        ((torch.float16, torch.bfloat16), torch.float32),
+        ((torch.float16, torch.float16), torch.float32),
+        ((torch.float32, torch.float64), torch.float64),
+        ((torch.float64, torch.bfloat16), torch.float64),
+    ],
+)
+def test_theta_has_at_least_the_digits_of_single_precision(dtypes, expected):
+    module = nn.Sequential(*(nn.Linear(2, 2).to(dtype) for dtype in dtypes))
+    layout = Layout.of(module)
+    theta = layout.flatten(module)
+    assert theta.dtype == expected
+    assert torch.equal(theta, torch.cat([p.detach().flatten().to(expected) for p in module.parameters()]))
+    layout.write(2 * theta, module)
+    assert torch.equal(layout.flatten(module), 2 * theta)  # a factor of two is exact in each
+    assert [layer.weight.dtype for layer in module] == list(dtypes)
 
 
 def test_a_frozen_parameter_may_have_another_dtype():
@@ -364,5 +386,5 @@ def test_a_model_without_trainable_parameters_is_refused(make):
 
 def test_a_double_model_has_a_double_theta():
     module = nn.Linear(3, 2).double()
-    theta, gradient = Layout.of(module).bind(module)
+    theta, gradient = bound(Layout.of(module), module)
     assert theta.dtype == gradient.dtype == torch.float64

@@ -13,6 +13,7 @@ from dswag.algorithms.predictive import Average, Reading
 from dswag.algorithms.predictive import Predictive as Predictive
 from dswag.client import batch_norm
 from dswag.client.replica import Workspace
+from dswag.client.running_state import normalizing
 from dswag.core.links import Link
 from dswag.core.parameters import Layout, parameters
 from dswag.core.threads import default_workers, ordered_map
@@ -54,7 +55,7 @@ def predictive(
             alone.
         scale: factor on the covariance.
         engine: its clients collect the BatchNorm statistics of each draw from their own data; needed by models with
-            such layers.
+            such layers that are not frozen.
         batch_norm_examples: how many examples each client uses for that at most, rounded up to whole batches; all if
             None.
         precision: of the forward passes, those for BatchNorm statistics included.
@@ -172,7 +173,7 @@ def draws_of(
     """Lines 1 to 3: S draws, and their BatchNorm statistics; the mean is one draw that is known."""
     layout = _layout(model, posterior)
     if kind == "mean":
-        (statistics,) = _refresh(model, {"theta": posterior.mean}, engine, batch_norm_examples, precision)
+        (statistics,) = _refresh(model, layout, {"theta": posterior.mean}, engine, batch_norm_examples, precision)
         return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics}, precision, "mean")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
@@ -182,10 +183,11 @@ def draws_of(
 
     if isinstance(posterior, GaussianPosterior):  # clients make the draws themselves: one round trip for all
         draws = posterior.draws(seed, samples, kind=kind, scale=scale)
-        refreshed = _refresh(model, posterior.tensors(), engine, batch_norm_examples, precision, draws)
-    elif batch_norm.layers(model):
+        refreshed = _refresh(model, layout, posterior.tensors(), engine, batch_norm_examples, precision, draws)
+    elif normalizing(model, layout):
         refreshed = [
-            _refresh(model, {"theta": draw(i)}, engine, batch_norm_examples, precision)[0] for i in range(samples)
+            _refresh(model, layout, {"theta": draw(i)}, engine, batch_norm_examples, precision)[0]
+            for i in range(samples)
         ]
     else:
         refreshed = [{}] * samples
@@ -206,12 +208,15 @@ def members_of(
     precision: Precision = "float32",
 ) -> Members:
     """Weights that are known, and their BatchNorm statistics."""
-    statistics = [_refresh(model, {"theta": theta}, engine, batch_norm_examples, precision)[0] for theta in thetas]
+    layout = layout or Layout.of(model)
+    statistics = [
+        _refresh(model, layout, {"theta": theta}, engine, batch_norm_examples, precision)[0] for theta in thetas
+    ]
 
     def payload(i: int) -> Payload:
         return {"theta": thetas[i], **statistics[i]}
 
-    return Members(layout or Layout.of(model), len(thetas), payload, precision)
+    return Members(layout, len(thetas), payload, precision)
 
 
 def average(
@@ -283,12 +288,14 @@ def outputs(
 
     Several members are at work at a time, but no more than two for each thread are held (lines 1 and 5).
     """
-    workspaces = [Workspace(model, layout=members.layout) for _ in range(min(members.count, default_workers()))]
+    workspaces = [
+        Workspace(model, layout=members.layout, trains=False) for _ in range(min(members.count, default_workers()))
+    ]
 
     def of_members(batches: Sequence[Any]) -> Iterator[list[tuple[Tensor, ...]]]:
         def predict_with(workspace: Workspace, i: int) -> list[tuple[Tensor, ...]]:
             workspace.load(members.payload(i))
-            workspace.module.eval()
+            workspace.eval()
             with torch.inference_mode(), workspace.computing_in(members.precision):
                 return [read(workspace.outputs(batch)) for batch in batches]
 
@@ -318,6 +325,7 @@ def _layout(model: nn.Module, posterior: Posterior) -> Layout:
 
 def _refresh(
     model: nn.Module,
+    layout: Layout,
     payload: Payload,
     engine: Engine | None,
     max_examples: int | None,
@@ -325,12 +333,12 @@ def _refresh(
     draws: Draws | None = None,
 ) -> Sequence[Mapping[str, Tensor]]:
     """For each draw, the BatchNorm statistics pooled over all clients; nothing to do without such layers."""
-    if not batch_norm.layers(model):
+    if not normalizing(model, layout):
         return [{}] * (1 if draws is None else draws.count)
     if engine is None:
         raise ValueError(
-            "the model has BatchNorm layers, whose statistics belong to the weights: pass engine=... so that the "
-            "clients refresh them for every draw (Algorithm 2, line 3)"
+            "the model has layers with running statistics, such as BatchNorm, which belong to the weights: pass "
+            "engine=..., so that the clients refresh them for every draw (Algorithm 2, line 3)"
         )
     seed, asked = (0, ()) if draws is None else (draws.seed, (draws,))
     return batch_norm.refresh(engine, payload, seed=seed, max_examples=max_examples, draws=asked, precision=precision)

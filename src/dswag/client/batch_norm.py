@@ -1,12 +1,14 @@
-"""Exact BatchNorm statistics, pooled over batches and clients (Algorithm 2, line 3).
+"""Running statistics of normalization layers, pooled over batches and clients (Algorithm 2, line 3).
 
 Every batch and every client gives a count, a mean and a sum of squared distances per channel; two of these merge
-exactly (Chan, Golub & LeVeque 1983), so that the variance between batches and between clients is kept. Only these sums
+exactly (Chan, Golub & LeVeque 1983), so that the variance between batches and between clients is kept. A tracked
+InstanceNorm layer keeps the means over examples of each example's mean and variance: two such sums. Only these sums
 leave a client, never an example.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -14,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
+from dswag.client.calling import called, placed
+from dswag.client.running_state import load as load
+from dswag.client.running_state import normalizing, refresh_spectral_norms
+from dswag.core.parameters import Layout, unwrapped
 from dswag.core.randomness import derive_seed
 from dswag.data.batches import inputs_of
 from dswag.federation.contract import (
@@ -31,11 +37,8 @@ from dswag.federation.round_trip import round_trip
 BATCH_SIZE = 128
 """Examples that a layer normalizes together while statistics are collected."""
 
-
-def layers(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The module's BatchNorm layers that keep running statistics, by name."""
-    found = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm)}
-    return {name: layer for name, layer in found.items() if layer.running_mean is not None}
+MEANS = ("running_mean", "running_var")
+"""The buffers of a layer; an entry of this name is of InstanceNorm, and its mean is the buffer."""
 
 
 def refresh(
@@ -71,34 +74,51 @@ def refresh(
     return round_trip(engine, payload, tasks, PooledStatistics(), minimum=minimum).fold.result()
 
 
-def collect(module: nn.Module, batches: Iterable[Any]) -> dict[str, LayerStatistics]:
-    """The statistics of each BatchNorm layer's inputs over the batches of model inputs.
+def widths(module: nn.Module, layout: Layout | None = None) -> dict[str, int]:
+    """The number of channels of each entry that `collect` gives for the module."""
+    return {
+        entry: layer.num_features
+        for name, layer in normalizing(module, layout).items()
+        for entry in ([name] if isinstance(layer, _BatchNorm) else map(partial(_joined, name), MEANS))
+    }
 
-    BatchNorm normalizes by each batch's own statistics meanwhile, all other layers are in evaluation mode (dropout is
-    off). The module is left as it was found: its modes, buffers and hooks, also after an exception.
 
-    Without BatchNorm layers there is nothing to collect, and the batches are left alone.
+def collect(
+    module: nn.Module, batches: Iterable[Any], layers: Mapping[str, nn.Module] | None = None
+) -> dict[str, LayerStatistics]:
+    """The statistics of each normalization layer's inputs over the batches of model inputs, by the layer's name.
+
+    Those of InstanceNorm have an entry for each buffer, named as the buffer, whose mean it is. Layers normalize by each
+    batch's or example's own statistics meanwhile, all others are in evaluation mode (dropout is off). The module is
+    left as it was found: its modes, buffers and hooks, also after an exception.
+
+    Without such layers there is nothing to collect, and the batches are left alone.
+
+    Args:
+        module: whatever the batches are for.
+        batches: its inputs, where the module is.
+        layers: of the module, by name; those that `normalizing` finds if None.
 
     Raises:
         ValueError: there are no batches.
     """
-    watched = layers(module)
+    watched = normalizing(module) if layers is None else layers
     if not watched:
         return {}
     statistics: dict[str, LayerStatistics] = {}
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            seen = _of_batch(arguments[0])
-            statistics[name] = merge(statistics[name], seen) if name in statistics else seen
+        def hook(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            for entry, seen in _seen_by(name, layer, arguments[0]).items():
+                statistics[entry] = merge(statistics[entry], seen) if entry in statistics else seen
 
         return hook
 
-    with _batch_normalizing(module), torch.no_grad():
+    with _own_statistics(module, watched), torch.no_grad():
         hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
         try:
             for inputs in batches:
-                module(inputs)
+                called(module, inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -124,13 +144,15 @@ def buffers(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
     Raises:
         ValueError: a layer saw a single value per channel, which has no variance.
     """
-    alone = [name for name, seen in statistics.items() if seen.count < 2]
+    means = {name: seen.mean.float() for name, seen in statistics.items() if name.rpartition(".")[2] in MEANS}
+    of_batches = {name: seen for name, seen in statistics.items() if name not in means}
+    alone = [name for name, seen in of_batches.items() if seen.count < 2]
     if alone:
         raise ValueError(f"BatchNorm layers {alone} saw one value per channel: give at least two examples")
-    return {
-        f"{name}.{buffer}".removeprefix("."): value.float()  # a layer that is itself the model has no name
-        for name, seen in statistics.items()
-        for buffer, value in (("running_mean", seen.mean), ("running_var", seen.scatter / (seen.count - 1)))
+    return means | {
+        _joined(name, buffer): value.float()
+        for name, seen in of_batches.items()
+        for buffer, value in zip(MEANS, (seen.mean, seen.scatter / (seen.count - 1)), strict=True)
     }
 
 
@@ -138,8 +160,9 @@ def update(module: nn.Module, batches: Iterable[Any]) -> None:
     """Sets the module's BatchNorm statistics to those of its layers' inputs over the batches, in place.
 
     The mean and the unbiased variance over all examples are exact, whatever the sizes of the batches. A batch is what
-    the module takes, or a tuple or list that begins with it. Nothing changes if it fails, or if there are no such
-    layers.
+    the module takes, or a tuple or list that begins with it; it is brought to the module's device. Frozen layers, in
+    evaluation mode within a model in training mode or with parameters that require no gradient, stay as they are. The
+    vectors of spectral normalization are computed from the weights. Nothing changes if it fails.
 
     Raises:
         TypeError: a tensor or a data set, whose elements are examples.
@@ -150,24 +173,10 @@ def update(module: nn.Module, batches: Iterable[Any]) -> None:
             f"batches must be an iterable of batches, got {type(batches).__name__}: pass inputs.split({BATCH_SIZE}), "
             "or a DataLoader over the data set"
         )
-    load(module, buffers(collect(module, inputs_of(batches))))
-
-
-def load(module: nn.Module, named: Mapping[str, Tensor]) -> None:
-    """Copies the named values into the module's buffers, in place.
-
-    Raises:
-        ValueError: the module has no such buffer, or one of another shape; nothing is copied then.
-    """
-    present = dict(module.named_buffers())
-    unknown = [name for name in named if name not in present]
-    if unknown:
-        raise ValueError(f"the model has no buffers {unknown}: these statistics belong to another model")
-    misshapen = [name for name, value in named.items() if value.shape != present[name].shape]
-    if misshapen:
-        raise ValueError(f"buffers {misshapen} differ in shape from the model's: these statistics belong to another")
-    for name, value in named.items():
-        present[name].copy_(value)
+    module = unwrapped(module)
+    device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+    load(module, buffers(collect(module, (placed(inputs, device) for inputs in inputs_of(batches)))))
+    refresh_spectral_norms(module)
 
 
 class PooledStatistics:
@@ -227,6 +236,12 @@ class PooledStatistics:
             )
 
 
+def _seen_by(name: str, layer: nn.Module, inputs: Tensor) -> dict[str, LayerStatistics]:
+    if isinstance(layer, _BatchNorm):
+        return {name: _of_batch(inputs)}
+    return {_joined(name, buffer): seen for buffer, seen in zip(MEANS, _of_instances(layer, inputs), strict=True)}
+
+
 def _of_batch(inputs: Tensor) -> LayerStatistics:
     """Statistics of one batch of a layer's inputs [b, c, ...].
 
@@ -244,19 +259,38 @@ def _of_batch(inputs: Tensor) -> LayerStatistics:
     return LayerStatistics(count=count, mean=pivot.flatten().double() + shift, scatter=scatter.clamp_min(0))
 
 
+def _of_instances(layer: nn.Module, inputs: Tensor) -> tuple[LayerStatistics, LayerStatistics]:
+    """Statistics of the means, and of the unbiased variances, of each example [c, ...] in a layer's inputs."""
+    batched = inputs if inputs.dim() > layer._get_no_batch_dim() else inputs[None]  # type: ignore[operator]
+    values = batched.flatten(2).double()
+    variances, means = torch.var_mean(values, 2, correction=min(1, values.shape[2] - 1))
+
+    def over_examples(rows: Tensor) -> LayerStatistics:
+        mean = rows.mean(0)
+        return LayerStatistics(count=len(rows), mean=mean, scatter=(rows - mean).square().sum(0))
+
+    return over_examples(means), over_examples(variances)
+
+
+def _joined(layer: str, buffer: str) -> str:
+    return f"{layer}.{buffer}".removeprefix(".")  # a layer that is itself the model has no name
+
+
 @contextmanager
-def _batch_normalizing(module: nn.Module) -> Iterator[None]:
-    """BatchNorm layers use batch statistics and leave their buffers alone; everything else evaluates."""
+def _own_statistics(module: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[None]:
+    """These layers normalize by batch or example and keep their buffers; everything else evaluates."""
     modes = [(m, m.training) for m in module.modules()]
-    tracking = [(layer, layer.track_running_stats) for layer in layers(module).values()]
+    tracking = [(layer, layer.track_running_stats) for layer in layers.values()]
+    before = {name: buffer.clone() for name, buffer in module.named_buffers() if name.rpartition(".")[2] in MEANS}
     try:
         module.eval()
-        for layer, _ in tracking:
+        for layer in layers.values():
             layer.train()
-            layer.track_running_stats = False
+            layer.track_running_stats = False  # type: ignore[assignment]
         yield
     finally:
         for m, training in modes:
             m.training = training
         for layer, tracked in tracking:
             layer.track_running_stats = tracked
+        load(module, before)  # into which InstanceNorm writes all the same

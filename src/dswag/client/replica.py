@@ -3,59 +3,116 @@
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from dswag.client import batch_norm
+from dswag.client.calling import LABELS, Loss, called, check_loss, described, placed, scores_of
 from dswag.client.labels import Labels
+from dswag.client.running_state import RunningState, normalizing, training_modes
+from dswag.client.weights import Weights
 from dswag.core.parameters import Layout, unwrapped
 from dswag.federation.contract import ClientError, Payload, Precision, Task
 
-Loss = Callable[[Any, Tensor], Tensor]
-"""Mean loss over a batch of a model's outputs and the targets; a scalar."""
+OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer | tuple[Optimizer, LRScheduler]]
+"""Makes a client's optimizer, and where wanted its schedule, anew at the start of every task."""
 
 
 class Workspace:
-    """A copy of the model for one thread to work in; its parameters are views into `theta`, as are their gradients.
+    """A copy of the model for one thread to work in; its parameters are views into θ, or casts, as are their gradients.
 
-    It is the model itself, `unwrapped`: a client computes alone. Given a layout, θ is those parameters alone, and the
-    rest stays as it is in the model. Every task starts from the same state: `load` sets parameters and buffers,
-    whatever the task before did to them.
+    It is the model itself, `unwrapped`: a client computes alone, also with BatchNorm that was synchronized. Given a
+    layout, θ is those parameters alone, and the rest stays as it is in the model. Every task starts from the same
+    state: `load` sets parameters and buffers, whatever the task before did to them.
+
+    Args:
+        model: copied, and not changed.
+        loss: mean loss of (outputs, targets), or "model".
+        layout: the parameters in θ, all trainable ones if None.
+        optimizer: makes each task's optimizer; without it, the task's `ClientUpdate` says which.
+        trains: whether there will be gradients. Predictions need none, and only as long as the model stays as it is:
+            then parameters outside of θ share its memory.
 
     Raises:
-        ValueError: the model is on a device that has no float64.
+        TypeError, ValueError: a model that cannot be copied, or is on a device that has no float64; or no mean loss.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss = F.cross_entropy, layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss = F.cross_entropy,
+        layout: Layout | None = None,
+        *,
+        optimizer: OptimizerFactory | None = None,
+        trains: bool = True,
+    ) -> None:
+        check_loss(loss)
         self.layout = layout or Layout.of(model)
         _check_device(next(model.parameters()).device)
-        self.module = _copy(unwrapped(model))
-        self.theta, self.gradient = self.layout.bind(self.module)
         self.loss = loss
         self.labels = Labels(loss)
-        self.device = self.theta.device
+        self.optimizer = optimizer
+        self.trains = trains
+        self._begin(_copy(unwrapped(model), self.layout, sharing=not trains))
+
+    def _begin(self, module: nn.Module) -> None:
+        self.module = module
+        self.modes = training_modes(module, self.layout)
+        self.normalizing = normalizing(module, self.layout)
+        self.weights = Weights(self.layout, module, gradient=self.trains)
+        self.state = RunningState(module, self.modes, self.layout)
+        self.device = self.weights.theta.device
         self.abort = threading.Event()
         self.deadline = math.inf
         self.draws_randomly = True  # until a first batch shows that no layer does
-        self._buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def another(self) -> "Workspace":
+        """A workspace like this one for another thread; parameters outside of θ share its memory."""
+        self.state.load({})
+        self.train()
+        again = copy(self)
+        again._begin(_copy(self.module, self.layout, sharing=True))
+        return again
 
     def load(self, payload: Payload) -> None:
-        """Sets θ, and the buffers: to those in the payload, otherwise to the model's own."""
+        """Sets θ, and the buffers: to those in the payload, otherwise to the model's own, or what θ makes of them."""
         self.layout.check(payload["theta"])
-        self.theta.copy_(payload["theta"].detach())
-        given = {name: payload[name] for name in self._buffers if name in payload and name != "theta"}
-        batch_norm.load(self.module, {**self._buffers, **given})
+        given = {name: payload[name] for name in self.state.buffers if name in payload and name != "theta"}
+        self.weights.load(payload["theta"])
+        self.state.load(given)
+
+    def train(self) -> None:
+        """Training mode, apart from what is frozen."""
+        for name, module in self.module.named_modules():
+            module.training = self.modes.get(name, True)
+
+    def eval(self) -> None:
+        """Evaluation mode."""
+        self.module.eval()
+
+    def snapshot(self) -> Float[Tensor, "d"]:
+        """A copy of θ."""
+        return self.weights.snapshot()
 
     @property
     def buffer_names(self) -> tuple[str, ...]:
         """The model's buffers that a payload may set."""
-        return tuple(self._buffers)
+        return tuple(self.state.buffers)
+
+    def computing_in(self, precision: Precision) -> AbstractContextManager[None]:
+        """Forward passes within compute in this precision; the weights stay as they are."""
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def check_time(self, task: Task, *, epoch: int | None = None) -> None:
         """Raises ClientError when the run was stopped, or the task's time is over."""
@@ -64,49 +121,54 @@ class Workspace:
         if time.monotonic() > self.deadline:
             raise ClientError(task, f"it took longer than its time limit of {task.time_limit:g} s", epoch=epoch)
 
-    def computing_in(self, precision: Precision) -> AbstractContextManager[None]:
-        """Forward passes within compute in this precision; the weights stay as they are."""
-        if precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def outputs(self, inputs: Any) -> Any:
-        """What the module gives for a batch of inputs, which are brought to where it is."""
-        placed = self.place(inputs)
-        try:
-            return self.module(placed)
-        except Exception as error:
-            error.add_note(f"the model was given {_described(placed)}")
-            raise
+        """What the module gives for a batch of inputs, which are brought to where it is: its scores, if it has such."""
+        return scores_of(self._called(inputs))
 
-    def mean_loss(self, outputs: Any, targets: Tensor) -> Tensor:
-        """The loss of a batch.
+    def loss_of(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Any]:
+        """The mean loss of a batch, and the outputs that it is of.
 
         Raises:
-            ValueError: it is no scalar, or would broadcast targets of another shape than the outputs'.
+            TypeError, ValueError: the loss is no scalar, or would broadcast targets of another shape than the outputs';
+                or it should be the model's own, and there is none.
         """
-        self.labels.check(outputs, targets)
-        targets = self.labels.fitted(outputs, targets)
-        try:
-            loss = self.loss(outputs, targets)
-        except Exception as error:
-            error.add_note(f"the loss was given outputs {_described(outputs)} and targets {_described(targets)}")
-            raise
+        targets = placed(targets, self.device)
+        if self.loss == "model":
+            outputs = self._called(_with_labels(inputs, targets))
+            loss = getattr(outputs, "loss", None)
+        else:
+            outputs = self.outputs(inputs)
+            self.labels.check(outputs, targets)
+            targets = self.labels.fitted(outputs, targets)
+            try:
+                loss = self.loss(outputs, targets)
+            except Exception as error:
+                error.add_note(f"the loss was given outputs {described(outputs)} and targets {described(targets)}")
+                raise
         if not isinstance(loss, Tensor) or loss.dim():
             found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"the loss must be a scalar tensor, the mean over the batch, got {found}")
-        return loss
+        return loss, scores_of(outputs)
 
     def place(self, inputs: Any) -> Any:
-        """Inputs where the model is: tensors, also those within tuples, lists and dictionaries; others as they are."""
-        if isinstance(inputs, Tensor):
-            return inputs.to(self.device, non_blocking=True)
-        if isinstance(inputs, dict):
-            return {name: self.place(part) for name, part in inputs.items()}
-        if isinstance(inputs, tuple | list):
-            parts = map(self.place, inputs)
-            return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
-        return inputs
+        """Inputs where the model is."""
+        return placed(inputs, self.device)
+
+    def _called(self, inputs: Any) -> Any:
+        inputs = self.place(inputs)
+        try:
+            return called(self.module, inputs)
+        except Exception as error:
+            error.add_note(f"the model was given {described(inputs)}")
+            if isinstance(inputs, Tensor) and inputs.dtype == torch.float64 != self.weights.theta.dtype:
+                error.add_note("its weights are not: give inputs as inputs.float(), or train model.double()")
+            raise
+
+
+def _with_labels(inputs: Any, targets: Tensor) -> Any:
+    if not isinstance(inputs, Mapping):
+        raise TypeError(f"the model's own loss needs inputs by name, with which labels go, got {described(inputs)}")
+    return {**inputs, LABELS[0]: targets}
 
 
 def _check_device(device: torch.device) -> None:
@@ -118,18 +180,29 @@ def _check_device(device: torch.device) -> None:
         raise ValueError(message) from error
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def _copy(model: nn.Module, layout: Layout, *, sharing: bool) -> nn.Module:
+    """A copy that normalizes without other processes; `sharing` the memory of parameters outside of θ, or not."""
+    theta = set(map(id, layout.select(model)))
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False)
+        for p in model.parameters()
+        if sharing and id(p) not in theta and type(p) is nn.Parameter
+    }
+    computed = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    memo |= {id(value): value.detach().clone() for value in computed if not value.is_leaf}  # such as old weight norm's
     try:
-        return deepcopy(model)
+        module = deepcopy(model, memo)
     except (TypeError, RuntimeError) as error:
         raise TypeError(f"the model cannot be copied, and every thread works on a copy of its own: {error}") from error
+    for layer in module.modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            layer.__class__ = _BatchNormAlone  # type: ignore[assignment]
+    return module
 
 
-def _described(value: Any) -> str:
-    """Type and shape, and between which numbers classes and tokens lie."""
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    text = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if value.dtype == torch.int64 and value.numel() and value.device.type == "cpu":
-        text += f" from {value.min()} to {value.max()}"
-    return text
+class _BatchNormAlone(_BatchNorm):
+    """What SyncBatchNorm is within one process: BatchNorm over inputs of any number of axes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 axes, got {input.dim()}")

@@ -75,10 +75,10 @@ def run(
 def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Workspace) -> TrainResult:
     """Local SGD from the payload's θ (Algorithm 1, lines 5-10 and 17-22): θ after the epochs that the task names."""
     workspace.load(payload)  # l. 5, 17
-    workspace.module.train()
+    workspace.train()
     generator = torch.Generator().manual_seed(task.seed)
     step = Step(task.update, workspace, generator)
-    start = workspace.theta.clone() if task.upload == "bfloat16" else None
+    start = workspace.snapshot() if task.upload == "bfloat16" else None
     snapshots = []
     loss: float = math.nan
     first_loss = math.nan
@@ -87,16 +87,19 @@ def train(task: TrainTask, payload: Payload, data: ClientData, workspace: Worksp
         for inputs, targets in _pass(task, data, task.update.batch_size, generator, augment=True):
             workspace.check_time(task, epoch=epoch)
             losses.append((workspace.labels.weight(targets), step(inputs, targets, rate)))  # l. 8-9, 20-21
+            if epoch == len(losses) == 1:
+                workspace.state.check()
+        workspace.state.check()
         loss_sum, weight = summed(losses)
         if not weight:
             raise ClientError(task, f"no label counts: all are {workspace.labels.ignored}, which the loss ignores")
         if epoch == 1:
             first_loss = next(float(batch_loss) for batch_weight, batch_loss in losses if float(batch_weight))
         loss = loss_sum / weight
-        _check_course(task, workspace.theta, loss, first_loss, epoch=epoch, rate=rate)
+        _check_course(task, workspace.weights.theta, loss, first_loss, epoch=epoch, rate=rate)
         if epoch in task.snapshots:
-            theta = workspace.theta
-            snapshots.append(theta.clone() if start is None else (theta - start).bfloat16())
+            theta = workspace.snapshot()
+            snapshots.append(theta if start is None else (theta - start).bfloat16())
     return TrainResult(
         index=task.index, client=task.client, thetas=torch.stack(snapshots), num_examples=data.num_examples, loss=loss
     )
@@ -134,7 +137,7 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
     def collect(theta: Tensor) -> dict[str, LayerStatistics]:
         workspace.load({"theta": theta})
         with workspace.computing_in(task.precision):
-            collected = batch_norm.collect(workspace.module, inputs())
+            collected = batch_norm.collect(workspace.module, inputs(), workspace.normalizing)
         broken = [name for name, seen in collected.items() if not torch.isfinite(seen.mean + seen.scatter).all()]
         if broken:
             raise ClientError(task, f"inputs of the BatchNorm layers {broken} are not finite")
@@ -148,15 +151,14 @@ def statistics(task: StatisticsTask, payload: Payload, data: ClientData, workspa
 def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: Workspace) -> EvaluateResult:
     """Sums of the payload's θ's loss and correct predictions over the client's examples."""
     workspace.load(payload)
-    workspace.module.eval()
+    workspace.eval()
     sizes, losses, confidences, correct = [], [], [], []  # on the device until the end, as in training
     with torch.no_grad():
         for inputs, targets in _pass(task, data, task.batch_size):
             workspace.check_time(task)
-            outputs = workspace.outputs(inputs)
-            placed = targets.to(workspace.device, non_blocking=True)
+            loss, outputs = workspace.loss_of(inputs, targets)
             sizes.append(len(targets))
-            losses.append((workspace.labels.weight(targets), workspace.mean_loss(outputs, placed)))
+            losses.append((workspace.labels.weight(targets), loss))
             if (classes := workspace.labels.classes(outputs, targets)) is not None:
                 scores, labels = classes
                 confidence, predicted = scores.softmax(1).max(1)
@@ -182,7 +184,7 @@ def evaluate(task: EvaluateTask, payload: Payload, data: ClientData, workspace: 
 
 def calibrate(task: CalibrateTask, payload: Payload, data: ClientData, workspace: Workspace) -> CalibrateResult:
     """What each group of draws, averaged (Algorithm 2, line 4), gains over the first one, and by each temperature."""
-    workspace.module.eval()
+    workspace.eval()
     batches = list(_pass(task, data, task.batch_size))
     nll: list[list[Tensor]] = []
     first = 0

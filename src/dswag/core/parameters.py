@@ -1,4 +1,4 @@
-"""θ as one flat vector, and the module whose parameters are views into it."""
+"""θ as one flat vector: where each of a module's parameters lies in it."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,8 +36,8 @@ class Layout:
 
         Raises:
             TypeError: something other than a module, such as its class.
-            ValueError: no trainable parameters, parameters that differ in dtype or device, are complex or not
-                initialized yet, or an unknown name selected.
+            ValueError: no trainable parameters, parameters that differ in device, are complex or not initialized yet,
+                or an unknown name selected.
         """
         if not isinstance(module, nn.Module):
             raise TypeError(f"the model must be an instance of nn.Module, got {_named(module)}")
@@ -52,10 +52,10 @@ class Layout:
             trainable = {name: trainable[name] for name in _selected(tuple(trainable), only)}
         for name, parameter in trainable.items():
             _check_real(name, parameter)
-        kinds = {(p.dtype, p.device): name for name, p in trainable.items()}
-        if len(kinds) > 1:
-            found = ", ".join(f"{dtype} on {device} ({name})" for (dtype, device), name in kinds.items())
-            raise ValueError(f"θ needs one dtype and one device, got {found}: move the model with model.to(...)")
+        devices = {p.device: name for name, p in trainable.items()}
+        if len(devices) > 1:
+            found = ", ".join(f"{device} ({name})" for device, name in devices.items())
+            raise ValueError(f"θ needs one device, got {found}: move the model with model.to(...)")
         return cls(tuple(trainable), tuple(tuple(p.shape) for p in trainable.values()))
 
     def __repr__(self) -> str:
@@ -98,6 +98,8 @@ class Layout:
     def flatten(self, source: nn.Module | Mapping[str, Tensor]) -> Float[Tensor, "d"]:
         """A new θ with the values of a module or a state dict, matched by name.
 
+        It is float64 if any of them is, and float32 otherwise: half precision has too few digits to sum small steps.
+
         Raises:
             ValueError: a parameter is missing, its shape differs, or it has no values.
         """
@@ -106,7 +108,8 @@ class Layout:
         empty = [name for name, tensor in zip(self.names, tensors, strict=True) if tensor.is_meta]
         if empty:
             raise ValueError(f"parameters {_first(empty)} are on the meta device, without values: load weights first")
-        return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+        return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
 
     def write(self, theta: Float[Tensor, "d"], module: nn.Module) -> None:
         """Copies θ into the module's parameters, in place."""
@@ -116,21 +119,6 @@ class Layout:
         with torch.no_grad():
             for parameter, view in zip(parameters, self.views(theta).values(), strict=True):
                 parameter.copy_(view)
-
-    def bind(self, module: nn.Module) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
-        """θ and its gradient, of which the module's parameters and their gradients are views from now on.
-
-        All other parameters of the module are frozen.
-        """
-        theta = self.flatten(module)
-        gradient = torch.zeros_like(theta)
-        values, gradients = self.views(theta), self.views(gradient)
-        module.requires_grad_(False)
-        for name, parameter in zip(self.names, self.select(module), strict=True):
-            parameter.data = values[name]
-            parameter.requires_grad_(True)
-            parameter.grad = gradients[name]
-        return theta, gradient
 
     def check(self, theta: Tensor) -> None:
         """Raises ValueError unless θ is a vector of d elements."""

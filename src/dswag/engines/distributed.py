@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dswag.client.replica import Loss
+from dswag.client.calling import Loss
+from dswag.client.replica import OptimizerFactory
 from dswag.core.checksums import fingerprint
 from dswag.core.parameters import Layout
 from dswag.core.serialization import as_bytes, as_text
@@ -46,9 +47,10 @@ class Distributed:
         model: any module with trainable parameters, the same on all ranks, on `ranks.device` if that is a GPU.
         clients: each client's data, as `InProcess` takes them.
         ranks: the processes, as `dswag.engines.ranks.joined` gives them.
-        loss: a function of (outputs, targets) that returns the mean loss of the batch.
+        loss: of a batch, as for `InProcess`.
         workers: clients at a time on each rank, as for `InProcess`.
         layout: the parameters in θ; all trainable ones if None.
+        optimizer: makes each client's optimizer, as for `InProcess`.
     """
 
     def __init__(
@@ -60,9 +62,10 @@ class Distributed:
         loss: Loss = F.cross_entropy,
         workers: int | None = None,
         layout: Layout | None = None,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         self.ranks = ranks
-        self._local = InProcess(model, clients, loss=loss, workers=workers, layout=layout)
+        self._local = InProcess(model, clients, loss=loss, workers=workers, layout=layout, optimizer=optimizer)
         self._asked: tuple[Task, ...] = ()
         self._told: dict[str, Tensor] = {}
         self._combined: WeakSet[Fold[Any, Any]] = WeakSet()

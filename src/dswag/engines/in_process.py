@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dswag.client import work
-from dswag.client.replica import Loss, Workspace
+from dswag.client.calling import Loss
+from dswag.client.replica import OptimizerFactory, Workspace
 from dswag.core.parameters import Layout
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.examples import ClientData, client_data
@@ -30,9 +31,14 @@ class InProcess:
         clients: each client's data, in any form that `dswag.data.examples.client_data` takes. A list or tuple is
             checked at once. Any other sequence is asked for a client's data whenever the client has a task, and nothing
             is kept, so that there may be more data than fit in memory.
-        loss: a function of (outputs, targets) that returns the mean loss of the batch.
+        loss: a function of (outputs, targets) that returns the mean loss of the batch; of outputs with `logits` it
+            gets these. "model" stands for the loss that the model itself computes from the labels in its batch.
         workers: clients at a time; if None, as many as PyTorch uses threads, or one on a GPU.
         layout: the parameters in θ, all trainable ones if None; the others stay as they are in the model.
+        optimizer: a function of a client's parameters that returns a `torch.optim` optimizer, or a pair of one and its
+            schedule, which is stepped after every minibatch. It replaces the config's optimizer with its momentum and
+            weight decay. Without a schedule, the config's learning rate is that of the first group of parameters, and
+            the others keep their ratio to it.
 
     Raises:
         TypeError: the data of one client instead of a sequence.
@@ -47,6 +53,7 @@ class InProcess:
         loss: Loss = F.cross_entropy,
         workers: int | None = None,
         layout: Layout | None = None,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         if isinstance(clients, DataLoader | Dataset | Tensor | np.ndarray | Mapping) or not isinstance(clients, Sized):
             raise TypeError(
@@ -59,12 +66,12 @@ class InProcess:
             raise ValueError(f"workers must be at least 1, got {workers}")
         listed = isinstance(clients, list | tuple)
         self._clients = [_named(number, data) for number, data in enumerate(clients)] if listed else clients
-        first = Workspace(model, loss, layout)
+        first = Workspace(model, loss, layout, optimizer=optimizer)
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
         self._intra_op_threads = max(1, default_workers() // len(clients))
         self._at_work = threading.Lock()  # the workspaces serve one round trip at a time
-        self._workspaces = [first, *(Workspace(model, loss, layout) for _ in range(number - 1))]
+        self._workspaces = [first, *(first.another() for _ in range(number - 1))]
 
     @property
     def num_clients(self) -> int:

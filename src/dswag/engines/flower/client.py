@@ -11,7 +11,8 @@ from flwr.clientapp.typing import Mod
 from torch import nn
 
 from dswag.client import work
-from dswag.client.replica import Loss, Workspace
+from dswag.client.calling import Loss
+from dswag.client.replica import OptimizerFactory, Workspace
 from dswag.core.parameters import Layout
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.examples import client_data
@@ -31,9 +32,11 @@ class Node:
     By number; clients are numbered 0 to W - 1 over the whole federation.
     """
     loss: Loss = F.cross_entropy
-    """Mean loss of (outputs, targets)."""
+    """Mean loss of (outputs, targets), or "model"; see `InProcess`."""
     layout: Layout | None = None
     """The parameters in θ; all trainable ones if None."""
+    optimizer: OptimizerFactory | None = None
+    """Makes each client's optimizer; see `InProcess`."""
     workspaces: list[Workspace] = field(default_factory=list)
     """Copies of the model to work in, made when needed; nodes that `dataclasses.replace` makes share them."""
 
@@ -86,6 +89,7 @@ def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
     workers = default_workers() if next(node.model.parameters()).device.type == "cpu" else 1
     number = max(1, min(workers, len(tasks)))
     while len(node.workspaces) < number:
-        node.workspaces.append(Workspace(node.model, node.loss, node.layout))
+        first = Workspace(node.model, node.loss, node.layout, optimizer=node.optimizer)
+        node.workspaces.append(node.workspaces[0].another() if node.workspaces else first)
     threads = max(1, default_workers() // len(node.clients))
     return records.reply(ordered_map(answer, node.workspaces[:number], tasks, intra_op_threads=threads))

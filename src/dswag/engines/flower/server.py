@@ -73,7 +73,7 @@ class Flower:
     ) -> None:
         self.num_clients = num_clients
         self._grid = grid
-        self._layers = {name: layer.num_features for name, layer in batch_norm.layers(model).items()}
+        self._layers = batch_norm.widths(model)
         self._timeout = timeout
         self._presentation = PRESENTATION if timeout is None else min(timeout, PRESENTATION)
         self._residents: dict[int, census.Resident] = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import synchronize
-from dswag.client.replica import Loss
+from dswag.client.calling import LossFunction
 from dswag.federation.client_sampling import cohort_size
 from dswag.lab.baselines.method import Method, Predictor, Trial
 from dswag.lab.baselines.phases import further, phase_1, plain_sgd
@@ -37,7 +37,7 @@ class Langevin(nn.Module):
         return outputs, noise - noise.detach()
 
 
-def plus_noise(loss: Loss) -> Loss:
+def plus_noise(loss: LossFunction) -> LossFunction:
     """The loss of a `Langevin` model, from that of the model within."""
     return lambda outputs, targets: loss(outputs[0], targets) + outputs[1]
 

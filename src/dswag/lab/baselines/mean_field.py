@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dswag.algorithms.server_update import Server
-from dswag.client.replica import Loss
+from dswag.client.calling import LossFunction
 from dswag.lab.baselines.method import Method, Predictor, Trial
 from dswag.lab.baselines.phases import further, last_round
 from dswag.posterior.gaussian import GaussianPosterior
@@ -65,7 +65,7 @@ class MeanField(nn.Module):
         return (squares - 1 - math.log(tau) - 2 * log_std).sum() / 2
 
 
-def plus_kl(loss: Loss) -> Loss:
+def plus_kl(loss: LossFunction) -> LossFunction:
     """The negative evidence lower bound by examples, from the loss of the model within."""
     return lambda outputs, targets: loss(outputs[0], targets) + outputs[1]
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dswag.algorithms.prediction import Members, Posterior, Predictive, average, draws_of, members_of
-from dswag.client.replica import Loss
+from dswag.client.calling import LossFunction
 from dswag.config import Config
 from dswag.core.parameters import Layout
 from dswag.core.randomness import derive_seed
@@ -53,7 +53,7 @@ class Problem:
     """With its initial weights."""
     clients: Sequence[Examples]
     config: Config
-    loss: Loss = F.cross_entropy
+    loss: LossFunction = F.cross_entropy
     """A function of (outputs, targets) that returns the mean loss of the batch."""
     workers: int | None = None
     """Clients trained at a time; the outcome does not depend on it."""
@@ -107,7 +107,11 @@ class Trial:
         return sum((self.problem.done[stage].cost for stage in self._used), self._ledger.cost)
 
     def engine(
-        self, model: nn.Module | None = None, *, loss: Loss | None = None, clients: Sequence[Examples] | None = None
+        self,
+        model: nn.Module | None = None,
+        *,
+        loss: LossFunction | None = None,
+        clients: Sequence[Examples] | None = None,
     ) -> Engine:
         """An engine of the problem's clients and model, or of others; what they do is added to the cost."""
         problem = self.problem

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dswag.client.replica import Loss
+from dswag.client.calling import LossFunction
 from dswag.core.randomness import derive_seed
 from dswag.federation.client_sampling import sample_clients
 from dswag.federation.contract import Engine, TrainTask
@@ -129,7 +129,7 @@ class Tilted(nn.Module):
         return outputs, self.share, ((pull + noise) * u).sum() + self.scales.step / self.scales.rate * step
 
 
-def energy(loss: Loss) -> Loss:
+def energy(loss: LossFunction) -> LossFunction:
     """The loss of a `Tilted` model, from that of the model within."""
     return lambda outputs, targets: outputs[1] * loss(outputs[0], targets) + outputs[2]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dswag.algorithms.calibration import calibrate
 from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import collect, evaluate, explore, synchronize
-from dswag.client import batch_norm
+from dswag.client.running_state import normalizing
 from dswag.config import Config
 from dswag.core.parameters import Layout
 from dswag.core.threads import default_workers
@@ -165,7 +165,7 @@ def _rounds(experiment: Experiment, start: Server) -> Iterator[tuple[RoundRecord
 
     Models with BatchNorm have no test accuracy here: their statistics would need all clients' data in every round.
     """
-    test = None if batch_norm.layers(experiment.model) else test_engine(experiment)
+    test = None if normalizing(experiment.model) else test_engine(experiment)
     rounds = synchronize(experiment.engine, start, experiment.recipe)
     while True:
         started = perf_counter()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import evaluate, explore, synchronize
-from dswag.client import batch_norm
+from dswag.client.running_state import normalizing
 from dswag.config import Config
 from dswag.core.atomic_files import held, remove_leftovers, write_text
 from dswag.core.parameters import Layout
@@ -191,7 +191,7 @@ def _rounds(
     progress, server = _standing(about, weights, settings, start.round) or (_Progress(), start)
     server = server.to(start.theta.device)
     if not progress.done:
-        test = None if batch_norm.layers(experiment.model) else test_engine(experiment)
+        test = None if normalizing(experiment.model) else test_engine(experiment)
         ledger = Ledger()
         ledger.add(progress.costs[-1] if progress.costs else Cost())
 
