@@ -1,6 +1,8 @@
 """What a new user slips on with a model and data of their own is said in words that tell what to change."""
 
 import math
+import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -84,7 +86,7 @@ FAILING = {
     "inputs of another type": (
         network(),
         clients(INPUTS.double()),
-        r"\(the model was given float64 \[20, 1, 4, 4\]\)$",
+        r"\(the model was given float64 \[20, 1, 4, 4\]\) \(its weights are not: give inputs as inputs\.float.*\)$",
     ),
     "too few outputs": (
         network(classes=4),
@@ -110,7 +112,10 @@ def test_what_does_not_fit_together_is_described(model, data, words):
 
 @pytest.mark.parametrize(
     ("loss", "found"),
-    [(nn.CrossEntropyLoss(reduction="none"), r"shape \[20\]"), (lambda outputs, targets: 0.5, "float")],
+    [
+        (lambda outputs, targets: nn.functional.cross_entropy(outputs, targets, reduction="none"), r"shape \[20\]"),
+        (lambda outputs, targets: 0.5, "float"),
+    ],
     ids=["for each example", "a number"],
 )
 def test_a_loss_is_one_tensor_for_a_batch(loss, found):
@@ -120,9 +125,35 @@ def test_a_loss_is_one_tensor_for_a_batch(loss, found):
 
 def test_a_model_that_cannot_be_copied_is_told_why_it_should():
     model = network()
-    model.last_outputs = model(INPUTS)  # deepcopy takes no tensor that has a history
-    with pytest.raises(TypeError, match=r"cannot be copied, and every thread works on a copy of its own: Only Tensors"):
+    model.lock = threading.Lock()
+    words = r"cannot be copied, and every thread works on a copy of its own: cannot pickle '_thread\.lock'"
+    with pytest.raises(TypeError, match=words):
         dswag.train(model, clients(), CONFIG)
+
+
+def test_a_model_that_keeps_its_last_outputs_can_be_copied():
+    model = network()
+    model.last_outputs = model(INPUTS)  # deepcopy takes no tensor that has a history
+    assert dswag.train(model, clients(), CONFIG).history[-1].loss > 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "words"),
+    [
+        (nn.CrossEntropyLoss, TypeError, r"got the class CrossEntropyLoss: use loss=CrossEntropyLoss\(\)"),
+        ("cross_entropy", TypeError, r"a function of \(outputs, targets\), or \"model\", got 'cross_entropy'"),
+        (
+            nn.CrossEntropyLoss(reduction="sum"),
+            ValueError,
+            "got reduction='sum', with which learning rates would",
+        ),
+        (nn.CrossEntropyLoss(reduction="none"), ValueError, "got reduction='none'"),
+        (partial(nn.functional.cross_entropy, reduction="sum"), ValueError, "got reduction='sum'"),
+    ],
+)
+def test_a_loss_that_is_no_mean_is_refused_before_any_work(loss, error, words):
+    with pytest.raises(error, match=words):
+        dswag.train(network(), clients(), CONFIG, loss=loss)
 
 
 def test_nan_in_data_that_come_one_by_one_is_told_from_a_learning_rate_that_is_too_large():

@@ -197,7 +197,9 @@ def test_a_frozen_batch_norm_trains_as_in_evaluation_mode(freeze, examples):
     model[0][3] = nn.Identity()
     layout = freeze(model)
     plain = deepcopy(model)
-    config = dswag.Config(clients=1, rounds=1, cycles=5, batch_size=120, momentum=0.0, weight_decay=0.0, learning_rate=0.1)
+    config = dswag.Config(
+        clients=1, rounds=1, cycles=5, batch_size=120, momentum=0.0, weight_decay=0.0, learning_rate=0.1
+    )
     engine = dswag.InProcess(model, [examples], layout=layout)
     layout = layout or Layout.of(model)
     (after,) = dswag.synchronize(engine, dswag.Server(layout.flatten(model)), config)

@@ -1,6 +1,9 @@
 """In whatever form a client's data come, a pass yields every example once, in an order that the generator decides."""
 
+import itertools
 import math
+from collections import UserDict
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -15,7 +18,10 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+import dswag
+from dswag.data.batches import without_labels
 from dswag.data.examples import ClientData, Examples, LoaderExamples, client_data
+from dswag.data.streams import Stream as Stream_
 
 N = 10
 INPUTS = torch.arange(N, dtype=torch.float32).view(N, 1) * 10
@@ -103,9 +109,42 @@ def test_batches_of_tensors_are_of_nearly_one_size_and_none_is_too_large(n, batc
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_batches_of_a_loader_keep_its_size_and_a_data_set_takes_ours():
-    assert [len(batch[1]) for batch in client_data(DataLoader(Pairs(), batch_size=3)).batches(4)] == [3, 3, 3, 1]
-    assert [len(batch[1]) for batch in client_data(Pairs()).batches(4)] == [4, 4, 2]
+@pytest.mark.parametrize(
+    ("data", "sizes"),
+    [
+        (Pairs(), [4, 3, 3]),
+        (DataLoader(Pairs(), batch_size=3), [3, 3, 2, 2]),
+        (DataLoader(Pairs(), batch_size=9, shuffle=True), [5, 5]),
+        (DataLoader(Pairs(), batch_size=3, sampler=SubsetRandomSampler(range(7))), [3, 2, 2]),
+        (DataLoader(Pairs(), batch_size=3, drop_last=True), [3, 3, 3]),
+        (DataLoader(Pairs(), batch_sampler=[[0], [1, 2, 3]]), [1, 3]),
+        (DataLoader(Pairs(), batch_size=1), [1] * 10),
+    ],
+)
+@pytest.mark.parametrize("seed", [None, 0])
+def test_no_lone_example_is_left_over_unless_the_loader_says_so(data, sizes, seed):
+    passed = client_data(data).batches(4, generator=None if seed is None else seeded(seed))
+    assert [len(targets) for _, targets in passed] == sizes
+
+
+EQUAL = {
+    "Dataset": lambda size: Pairs(),
+    "loader": lambda size: DataLoader(Pairs(), batch_size=size),
+    "shuffling loader": lambda size: DataLoader(Pairs(), batch_size=size, shuffle=True),
+    "loader with workers": lambda size: DataLoader(Pairs(), batch_size=size, num_workers=1),
+}
+
+
+@pytest.mark.parametrize("form", EQUAL)
+@pytest.mark.parametrize("size", [3, 4])
+def test_every_form_gives_the_batches_of_a_pair_of_tensors_and_leaves_the_generator_as_they_do(form, size):
+    one, other = seeded(5), seeded(5)
+    batches = list(Examples(INPUTS, TARGETS).batches(size, generator=one))
+    found = list(client_data(EQUAL[form](size)).batches(size, generator=other))
+    for (inputs, targets), (same_inputs, same_targets) in zip(batches, found, strict=True):
+        assert torch.equal(inputs, same_inputs)
+        assert torch.equal(targets, same_targets)
+    assert torch.equal(one.get_state(), other.get_state())
 
 
 @pytest.mark.parametrize("data", [Examples(INPUTS, TARGETS), LoaderExamples(Pairs())])
@@ -158,7 +197,7 @@ def test_values_that_are_not_finite_are_named_with_their_example(bad, shape):
         ((INPUTS, TARGETS[:3]), ValueError, "must pair up, got 10 inputs, 3 targets"),
         ((INPUTS[:0], TARGETS[:0]), ValueError, "examples are empty"),
         (Subset(Pairs(), []), ValueError, "examples are empty"),
-        (Stream(), TypeError, "Stream has no length"),
+        (Stream(), TypeError, r"Stream has no length, .* give dswag\.data\.streams\.Stream\(\.\.\., steps_per_epoch"),
         (DataLoader(Stream()), TypeError, "Stream has no length"),
         ("mnist", TypeError, "pair of tensors .*, a Dataset or a DataLoader, got str"),
         (({"x": INPUTS}, TARGETS), TypeError, "inputs must be one tensor or array, got dict: .* give a Dataset"),
@@ -180,7 +219,9 @@ def test_batches_that_are_no_pairs_are_refused():
 def test_a_loader_that_drops_its_last_batch_counts_only_what_it_yields():
     data = client_data(DataLoader(Pairs(), batch_size=4, drop_last=True))
     assert data.num_examples == sum(len(targets) for _, targets in data.batches(4)) == 8
-    with pytest.raises(ValueError, match="examples are empty"):
+    with pytest.raises(
+        ValueError, match="drops all of its 10 examples, fewer than its batch_size of 11, as it has drop"
+    ):
         client_data(DataLoader(Pairs(), batch_size=11, drop_last=True))
 
 
@@ -240,3 +281,111 @@ def test_what_a_data_set_draws_is_decided_by_the_seed(data):
     assert torch.equal(one, again)
     assert not torch.equal(one.sort(0).values, other.sort(0).values)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# ------------------------------------------------------------------------------------------------------ named batches
+
+
+class Rows(Dataset):
+    """Examples as Hugging Face's data sets have them."""
+
+    def __init__(self, name="label"):
+        self.name = name
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return {"x": INPUTS[index], self.name: int(TARGETS[index])}
+
+
+class RowsOfAnotherLibrary:
+    """Not a Dataset of PyTorch's, but like one."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, index):
+        return Rows()[index]
+
+
+class Encoding(UserDict):
+    """Like the batches of Hugging Face's tokenizers."""
+
+
+def encoded(rows):
+    return Encoding(x=torch.stack([row["x"] for row in rows]), labels=torch.tensor([row["label"] for row in rows]))
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (Rows("label"), dict),
+        (Rows("labels"), dict),
+        (RowsOfAnotherLibrary(), dict),
+        (DataLoader(Rows(), batch_size=4, collate_fn=encoded), Encoding),
+    ],
+)
+def test_labels_may_lie_within_a_batch(data, kind):
+    batches = list(client_data(data).batches(4))
+    assert all(type(inputs) is kind and list(inputs) == ["x"] for inputs, _ in batches)
+    assert torch.equal(torch.cat([inputs["x"] for inputs, _ in batches]), INPUTS)
+    assert torch.equal(torch.cat([targets for _, targets in batches]), TARGETS)
+
+
+def test_taking_the_labels_out_leaves_the_batch_as_it_was():
+    batch = Encoding(x=1, labels=2)
+    assert dict(without_labels(batch)) == {"x": 1}
+    assert dict(batch) == {"x": 1, "labels": 2}
+    assert dict(without_labels(MappingProxyType(dict(batch)))) == {"x": 1}
+    assert without_labels({"x": 1}) == {"x": 1}
+
+
+def test_a_mapping_without_labels_is_refused_by_its_names():
+    with pytest.raises(TypeError, match=r"must hold its targets as 'labels', got \['x', 'y'\]"):
+        list(client_data(Rows("y")).batches(4))
+
+
+# ------------------------------------------------------------------------------------------------------------ streams
+
+
+class Endless(IterableDataset):
+    def __init__(self, length=None):
+        self.length = length
+
+    def __iter__(self):
+        numbers = itertools.count() if self.length is None else range(self.length)
+        return ((torch.tensor([float(i)]), i % 2) for i in numbers)
+
+
+def numbers(stream):
+    return [inputs.flatten().tolist() for inputs, _ in stream.batches(99)]
+
+
+@pytest.mark.parametrize(
+    "source", [Endless(), DataLoader(Endless(), batch_size=2), [([0.0], [0]), ([1.0], [1]), ([2.0], [0])]]
+)
+def test_an_epoch_of_a_stream_is_its_next_batches(source):
+    stream = Stream_(source, steps_per_epoch=2, batch_size=2)
+    if isinstance(source, list):
+        assert [batch for batch, _ in stream.batches(1)] == [[0.0], [1.0]]
+        assert [batch for batch, _ in stream.batches(1)] == [[2.0], [0.0]]  # begins anew
+        return
+    assert numbers(stream) == [[0, 1], [2, 3]]
+    assert numbers(stream) == [[4, 5], [6, 7]]
+    assert stream.num_examples == 4
+
+
+def test_a_stream_that_ends_begins_anew_and_an_empty_one_is_refused():
+    assert numbers(Stream_(Endless(3), steps_per_epoch=3, batch_size=2)) == [[0, 1], [2], [0, 1]]
+    with pytest.raises(ValueError, match="the stream yields no batch: give one that can be iterated anew"):
+        numbers(Stream_(iter([]), steps_per_epoch=1))
+    with pytest.raises(ValueError, match="steps_per_epoch and batch_size must be at least 1, got 0 and 50"):
+        Stream_([], steps_per_epoch=0)
+
+
+def test_clients_may_be_streams():
+    run = dswag.train(
+        torch.nn.Linear(1, 2), [Stream_(Endless(), steps_per_epoch=3)] * 2, dswag.Config(clients=2, rounds=2)
+    )
+    assert len(run.history) == 2

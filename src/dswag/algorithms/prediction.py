@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dswag.algorithms.predictive import Average, Reading
+from dswag.algorithms.predictive import Average, Reading, joined
 from dswag.algorithms.predictive import Predictive as Predictive
 from dswag.client import batch_norm
 from dswag.client.replica import Workspace
@@ -23,6 +24,9 @@ from dswag.posterior.combining import MixturePosterior
 from dswag.posterior.gaussian import GaussianPosterior
 
 Posterior = GaussianPosterior | MixturePosterior
+
+ROOM = 1 << 26
+"""Bytes of the predictions for a tensor that are held at a time, beside the result itself."""
 
 
 def predictive(
@@ -38,6 +42,7 @@ def predictive(
     batch_norm_examples: int | None = None,
     precision: Precision = "float32",
     batch_size: int = 128,
+    workers: int | None = None,
     link: Link | None = None,
     class_axis: int | None = None,
 ) -> Predictive:
@@ -60,6 +65,7 @@ def predictive(
             None.
         precision: of the forward passes, those for BatchNorm statistics included.
         batch_size: of the forward passes over inputs that are not batches already.
+        workers: draws to predict with at a time; if None, as many as PyTorch uses threads. Results do not depend on it.
         link: "softmax" for classes that exclude one another, "sigmoid" if every output is the logit of a yes-or-no
             label of its own. If None, as the loss of training implies (`posterior.link`); where that is not known,
             several outputs are logits of classes.
@@ -83,6 +89,7 @@ def predictive(
         engine=engine,
         batch_norm_examples=batch_norm_examples,
         precision=precision,
+        workers=workers,
     )  # l. 2-3
     averages = average(model, members, inputs, reading=reading, batch_size=batch_size)  # l. 1, 4-6
     return averages.tempered(posterior.temperature)
@@ -107,9 +114,10 @@ def predictive_stream(
 ) -> Iterator[Predictive]:
     """The predictive distribution of one batch after another, with only a few of them in memory.
 
-    Takes what `predictive` takes. Batches are read eight at a time (`batches.AHEAD`), and all draws are made anew for
-    each such group. Keeping the draws would take memory for S times θ, and iterating over the batches once for each
-    draw would need a source that yields the same batches every time, as a shuffled loader does not.
+    Takes what `predictive` takes. Batches are read eight at a time (`batches.AHEAD`), of a tensor as many as `ROOM` is
+    enough for, and all draws are made anew for each such group. Keeping the draws would take memory for S times θ, and
+    iterating over the batches once for each draw would need a source that yields the same batches every time, as a
+    shuffled loader does not.
     """
     reading = _reading(posterior, options.get("engine"), link, class_axis)
     members = draws_of(model, posterior, **options)
@@ -130,6 +138,7 @@ def ensemble(
     batch_norm_examples: int | None = None,
     precision: Precision = "float32",
     batch_size: int = 128,
+    workers: int | None = None,
     link: Link | None = None,
     class_axis: int | None = None,
 ) -> Predictive:
@@ -140,7 +149,13 @@ def ensemble(
     """
     reading = Reading.of(link, class_axis, loss=getattr(engine, "loss", None))
     members = members_of(
-        model, thetas, engine=engine, layout=layout, batch_norm_examples=batch_norm_examples, precision=precision
+        model,
+        thetas,
+        engine=engine,
+        layout=layout,
+        batch_norm_examples=batch_norm_examples,
+        precision=precision,
+        workers=workers,
     )
     return average(model, members, inputs, reading=reading, batch_size=batch_size)
 
@@ -156,6 +171,8 @@ class Members:
     """Of the passes that predict with them."""
     name: str = "member"
     """What errors call one of them, before its number."""
+    workers: int | None = None
+    """How many predict at a time; as many as PyTorch uses threads if None."""
 
 
 def draws_of(
@@ -169,12 +186,15 @@ def draws_of(
     engine: Engine | None = None,
     batch_norm_examples: int | None = None,
     precision: Precision = "float32",
+    workers: int | None = None,
 ) -> Members:
     """Lines 1 to 3: S draws, and their BatchNorm statistics; the mean is one draw that is known."""
     layout = _layout(model, posterior)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
     if kind == "mean":
         (statistics,) = _refresh(model, layout, {"theta": posterior.mean}, engine, batch_norm_examples, precision)
-        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics}, precision, "mean")
+        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics}, precision, "mean", workers)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
 
@@ -195,7 +215,7 @@ def draws_of(
     def payload(i: int) -> Payload:
         return {"theta": draw(i), **refreshed[i]}  # l. 3
 
-    return Members(layout, samples, payload, precision, f"seed {seed}, draw")
+    return Members(layout, samples, payload, precision, f"seed {seed}, draw", workers)
 
 
 def members_of(
@@ -206,6 +226,7 @@ def members_of(
     layout: Layout | None = None,
     batch_norm_examples: int | None = None,
     precision: Precision = "float32",
+    workers: int | None = None,
 ) -> Members:
     """Weights that are known, and their BatchNorm statistics."""
     layout = layout or Layout.of(model)
@@ -216,7 +237,7 @@ def members_of(
     def payload(i: int) -> Payload:
         return {"theta": thetas[i], **statistics[i]}
 
-    return Members(layout, len(thetas), payload, precision)
+    return Members(layout, len(thetas), payload, precision, workers=workers)
 
 
 def average(
@@ -232,16 +253,8 @@ def average(
     Raises:
         ValueError: batches whose outputs differ in shape, as those of texts of several lengths.
     """
-    averages = [each for each, _ in _averages(model, members, inputs, batch_size, reading)]
-    shapes = {each.probabilities.shape[1:] for each in averages}
-    if len(shapes) > 1:
-        found = " and ".join(str(list(shape)) for shape in sorted(shapes)[:2])
-        raise ValueError(
-            f"outputs of all batches must have one shape to be put together, got {found} beside the batch: use "
-            "dswag.predictive_stream, which yields batch after batch"
-        )
-    joined = map(torch.cat, zip(*(each.tensors() for each in averages), strict=True))
-    return Predictive(*joined, class_axis=averages[0].class_axis)
+    averages = (each for each, _ in _averages(model, members, inputs, batch_size, reading))
+    return joined(averages, len(inputs) if isinstance(inputs, Tensor | np.ndarray) else None)
 
 
 def _averages(
@@ -288,9 +301,15 @@ def outputs(
 
     Several members are at work at a time, but no more than two for each thread are held (lines 1 and 5).
     """
-    workspaces = [
-        Workspace(model, layout=members.layout, trains=False) for _ in range(min(members.count, default_workers()))
-    ]
+    number = min(members.count, members.workers or default_workers())
+    workspaces = [Workspace(model, layout=members.layout, trains=False) for _ in range(number)]
+
+    def room(batch: Any) -> int:
+        """How many such batches may be predicted at a time: two results a thread wait, and the sums are a few more."""
+        with torch.inference_mode(), workspaces[0].computing_in(members.precision):
+            workspaces[0].eval()
+            found = read(workspaces[0].outputs(batch))
+        return ROOM // ((2 * number + 6) * max(1, sum(part.nbytes for part in found)))
 
     def of_members(batches: Sequence[Any]) -> Iterator[list[tuple[Tensor, ...]]]:
         def predict_with(workspace: Workspace, i: int) -> list[tuple[Tensor, ...]]:
@@ -301,7 +320,7 @@ def outputs(
 
         return ordered_map(predict_with, workspaces, range(members.count))
 
-    for batches in groups(inputs, batch_size):  # they share the cost of making the draws
+    for batches in groups(inputs, batch_size, room):  # they share the cost of making the draws
         yield of_members(batches)
         del batches  # before the next are read
 

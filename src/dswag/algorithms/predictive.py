@@ -1,6 +1,6 @@
 """Predictive distributions: from a model's outputs to probabilities, and their average over draws (l. 4-6)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -110,6 +110,35 @@ class Reading:
                 "dswag.regression"
             )
         return logits.double().softmax(axis)
+
+
+def joined(pieces: Iterable[Predictive], count: int | None = None) -> Predictive:
+    """The predictions for some examples after another as one; for `count` in all, if that is known.
+
+    Raises:
+        ValueError: pieces that differ in shape.
+    """
+    kept: list[tuple[Tensor, ...]] = []
+    whole: tuple[Tensor, ...] = ()
+    end, axis = 0, None
+    first: torch.Size | None = None
+    for piece in pieces:
+        axis, shape = piece.class_axis, piece.probabilities.shape[1:]
+        first = shape if first is None else first
+        if shape != first:
+            found = " and ".join(str(list(each)) for each in sorted((first, shape)))
+            raise ValueError(
+                f"outputs of all batches must have one shape to be put together, got {found} beside the batch: use "
+                "dswag.predictive_stream, which yields batch after batch"
+            )
+        start, end = end, end + len(piece.probabilities)
+        if count is None or (end == count and not whole):
+            kept.append(piece.tensors())
+            continue
+        whole = whole or tuple(tensor.new_empty((count, *tensor.shape[1:])) for tensor in piece.tensors())
+        for all_of_them, tensor in zip(whole, piece.tensors(), strict=True):
+            all_of_them[start:end] = tensor
+    return Predictive(*(whole or map(torch.cat, zip(*kept, strict=True))), class_axis=axis)
 
 
 _NO_LINK = {

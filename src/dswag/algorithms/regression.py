@@ -42,6 +42,7 @@ def regression(
     engine: Engine | None = None,
     batch_norm_examples: int | None = None,
     batch_size: int = 128,
+    workers: int | None = None,
 ) -> Regression:
     """Algorithm 2 for a Gaussian likelihood: mean and variance of the mixture of the draws' predictions.
 
@@ -63,6 +64,7 @@ def regression(
         scale=scale,
         engine=engine,
         batch_norm_examples=batch_norm_examples,
+        workers=workers,
     )
     groups = outputs(model, members, inputs, batch_size, lambda output: mean_and_noise(output, noise))
     return Regression(*map(torch.cat, zip(*(_moments(outcomes, members) for outcomes in groups), strict=True)))

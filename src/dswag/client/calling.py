@@ -17,9 +17,6 @@ LossFunction = Callable[[Any, Tensor], Tensor]
 Loss = LossFunction | Literal["model"]
 """Mean loss over a batch of a model's outputs and the targets, a scalar; "model": the `loss` of its own outputs."""
 
-LABELS = ("labels", "label")
-"""Where a batch that is a mapping holds its targets, as Hugging Face's data sets and collators name them."""
-
 
 def placed(batch: Any, device: torch.device) -> Any:
     """A batch on a device: its tensors, whatever holds them; all else as it is. The batch given is not changed.

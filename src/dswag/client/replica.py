@@ -16,11 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dswag.client.calling import LABELS, Loss, called, check_loss, described, placed, scores_of
+from dswag.client.calling import Loss, called, check_loss, described, placed, scores_of
 from dswag.client.labels import Labels
 from dswag.client.running_state import RunningState, normalizing, training_modes
 from dswag.client.weights import Weights
 from dswag.core.parameters import Layout, unwrapped
+from dswag.data.batches import LABELS
 from dswag.federation.contract import ClientError, Payload, Precision, Task
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer | tuple[Optimizer, LRScheduler]]

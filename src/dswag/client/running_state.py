@@ -80,6 +80,7 @@ class RunningState:
         theta = set(map(id, layout.select(module)))
         self.module = module
         self.buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self._loaded = self.buffers
         self._spectral = [found for name, found in _spectral_norms(module) if modes[name] and found.is_of(theta)]
         normalizing = [name for name, layer in module.named_modules() if isinstance(layer, _NormBase)]
         self._known = {f"{name}.{buffer}".removeprefix(".") for name in normalizing for buffer in _STATISTICS}
@@ -90,7 +91,8 @@ class RunningState:
 
     def load(self, given: Mapping[str, Tensor]) -> None:
         """Sets the buffers to those given, otherwise to what they were; what follows from the weights is computed."""
-        load(self.module, {**self.buffers, **given})
+        self._loaded = {**self.buffers, **given}
+        load(self.module, self._loaded)
         for spectral in self._spectral:
             spectral.iterate()
 
@@ -124,7 +126,7 @@ class RunningState:
             )
 
     def _is_as_it_was(self, name: str, buffer: Tensor) -> bool:
-        before = self.buffers.get(name)
+        before = self._loaded.get(name)
         if before is None or before.shape != buffer.shape or before.dtype != buffer.dtype:
             return False
         both_nan = (before != before) & (buffer != buffer)
