@@ -171,5 +171,5 @@ def test_a_loss_of_its_own_needs_named_inputs_and_an_output_that_has_it(classifi
         def forward(self, input_ids=None, attention_mask=None, labels=None):
             return super().forward(input_ids, attention_mask).logits
 
-    with pytest.raises(dswag.ClientError, match="the loss must be a scalar tensor, .* got NoneType"):
+    with pytest.raises(dswag.ClientError, match=r"the loss must be a scalar tensor, .* got NoneType"):
         dswag.train(Silent(), [Texts(8, 1)] * 2, config, loss="model")

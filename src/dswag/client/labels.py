@@ -1,6 +1,6 @@
 """Which labels of a batch count, and for how much: what a loss ignores, its class weights, and classes as rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,10 @@ from dswag.core.links import IGNORED, class_axis, known_link, pairs_elements, ro
 class Labels:
     """How a loss reads labels. It is not called: one of the user's own may count its calls."""
 
-    def __init__(self, loss: Callable[..., Any]) -> None:
+    def __init__(self, loss: Any) -> None:
         self.loss = loss
-        self.link = known_link(loss)
-        self.ignored = int(setting(loss, "ignore_index", IGNORED))
+        self.link = known_link(self.loss)
+        self.ignored = int(setting(self.loss, "ignore_index", IGNORED))
 
     def weight(self, targets: Any) -> int | Tensor:
         """What the loss of a batch, a mean, is multiplied by so that the losses of all batches add up.
