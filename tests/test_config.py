@@ -305,3 +305,10 @@ def test_a_config_cannot_be_changed_but_replaced_with_the_same_checks():
 )
 def test_as_many_must_answer_as_were_asked_for_or_a_rule_needs(values, phase, enough):
     assert Config(**{"on_failure": "skip", **values}).enough_of(10, phase=phase) == enough
+
+
+def test_a_file_that_is_nested_too_deep_is_refused(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("clients = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match=r"config\.toml is no TOML file"):
+        Config.from_toml(path)

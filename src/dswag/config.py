@@ -234,7 +234,7 @@ class Config:
         """
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is no TOML file: {error}") from None
         return cls.checked({**values, **overrides}, source=f"{path} and overrides" if overrides else str(path))
 

@@ -36,7 +36,7 @@ def _tar_gz(files: Mapping[str, bytes]) -> bytes:
 
 def _release(contents: Mapping[str, bytes], *mirrors: str, archive: str | None = None) -> Release:
     sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    return Release("tiny", sha256, folders=("tiny", "Tiny/raw"), mirrors=mirrors, archive=archive)
+    return Release("tiny", sha256, folders=("tiny", "Tiny/raw"), largest=1 << 20, mirrors=mirrors, archive=archive)
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,25 @@ def test_a_bad_cifar_file_says_what_was_expected(content):
         read_cifar(content, "batch.bin")
 
 
+def test_what_unpacks_to_more_than_is_known_is_unpacked_no_further(archive, monkeypatch):
+    bomb = gzip.compress(bytes(1 << 24))
+    read, most = gzip.GzipFile.read, 0
+
+    def watched(self, size=-1):
+        nonlocal most
+        found = read(self, size)
+        most = max(most, len(found))
+        return found
+
+    monkeypatch.setattr(gzip.GzipFile, "read", watched)
+    with pytest.raises(DataFormatError, match=r"digits\.gz must unpack to at most 1,000 bytes"):
+        gunzip(bomb, "digits.gz", largest=1000)
+    assert most == 1001
+    assert gunzip(gzip.compress(bytes(1000)), "digits.gz", largest=1000) == bytes(1000)
+    with pytest.raises(DataFormatError, match=r"a\.tar\.gz must hold files of at most 2 bytes, got .* of 3"):
+        tar_members(io.BytesIO(archive), ["second.bin"], "a.tar.gz", largest=2)
+
+
 def test_an_archive_without_a_member_names_it(archive):
     with pytest.raises(DataFormatError, match=r"a\.tar\.gz must hold first\.bin, third\.bin; third\.bin not in it"):
         tar_members(io.BytesIO(archive), ["first.bin", "third.bin"], "a.tar.gz")

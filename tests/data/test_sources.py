@@ -172,7 +172,7 @@ def test_after_a_file_that_no_mirror_gives_no_other_is_tried(cache, idx_files, m
 
 
 def test_an_interrupt_leaves_nothing_half_written(cache, idx_files, packed, make_release, start_mirror, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **settings):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sources, "gunzip", interrupted)

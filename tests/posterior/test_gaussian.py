@@ -276,6 +276,9 @@ def test_foreign_files_are_refused(tmp_path):
         ({"format_version": "99"}, "has format version 99, this dswag reads up to 1"),
         ({"format_version": "one"}, "damaged"),
         ({"count": None}, "damaged"),
+        ({"count": "-3"}, "count of snapshots must be at least 0, got -3"),
+        ({"layout": "[" * 100_000}, "damaged"),
+        ({"layout": '{"whole": null, "shapes": [], "firsts": []}'}, "damaged"),
         ({"layout": json.dumps([["w"], [[5]]])}, "damaged"),
         ({"layout": "{"}, "damaged"),
     ],
@@ -286,6 +289,16 @@ def test_metadata_that_does_not_fit_is_refused(tmp_path, change, words):
     described = {key: value for key, value in {**good, **change}.items() if value is not None}
     save_file(make().tensors(), tmp_path / "p", described)
     with pytest.raises(PosteriorFileError, match=words):
+        GaussianPosterior.load(tmp_path / "p")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int64, torch.complex64])
+def test_numbers_that_no_weights_are_made_of_are_refused(tmp_path, dtype):
+    tensors = {name: tensor.to(dtype) for name, tensor in make().tensors().items()}
+    scales = {"within_scale": "1.0", "between_scale": "1.0", "temperature": "1.0", "link": "null"}
+    good = {"format": "dswag-posterior", "format_version": "1", "count": "4", "layout": "null", **scales}
+    save_file(tensors, tmp_path / "p", good)
+    with pytest.raises(PosteriorFileError, match=rf"p is truncated, damaged or no posterior: .*mean must be .*{dtype}"):
         GaussianPosterior.load(tmp_path / "p")
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from samples import LAYOUT, cut, flip
 
 from dswag import Config, Server
+from dswag.core.checksums import fingerprint
 from dswag.lab.experiments.recipe import Recipe
 from dswag.runs.checkpoint import Checkpoint, CheckpointError, before
 
@@ -92,6 +93,16 @@ def test_a_foreign_or_newer_file_is_refused_by_name(path):
         Checkpoint.load(path)
     with pytest.raises(FileNotFoundError):
         Checkpoint.load(path.with_name("absent"))
+
+
+@pytest.mark.parametrize(
+    "described", ["[" * 100_000, '{"round": -1, "first_loss": null, "layout": null, "settings": {}}']
+)
+def test_a_description_that_no_save_makes_is_refused(path, described):
+    metadata = {"format": "dswag-checkpoint", "format_version": "1", "described": described}
+    save_file({"theta": THETA}, path, {**metadata, "fingerprint": fingerprint({"theta": THETA}, described)})
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors is truncated, damaged or no checkpoint"):
+        Checkpoint.load(path)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_with_those_that_differ(path):

@@ -5,6 +5,7 @@ describe theirs at https://www.cs.toronto.edu/~kriz/cifar.html. Neither can carr
 """
 
 import gzip
+import io
 import math
 import struct
 import tarfile
@@ -25,34 +26,48 @@ class DataFormatError(ValueError):
     """A file that is not what it should be: truncated, damaged or another file; names the file."""
 
 
-def gunzip(compressed: bytes, name: str) -> bytes:
-    """The content of a gzip file.
+def gunzip(compressed: bytes, name: str, *, largest: int | None = None) -> bytes:
+    """The content of a gzip file, which is unpacked no further than to `largest` bytes.
 
     Raises:
-        DataFormatError: a file that is no gzip file, or not a whole one.
+        DataFormatError: a file that is no gzip file, or not a whole one, or that unpacks to more.
     """
     if not compressed:
         raise DataFormatError(f"{name} must be a whole gzip file, got an empty one")
     try:
-        return gzip.decompress(compressed)
+        with gzip.GzipFile(fileobj=io.BytesIO(compressed)) as file:
+            content = file.read() if largest is None else file.read(largest + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataFormatError(f"{name} must be a whole gzip file, got {len(compressed)} bytes: {error}") from error
+    if largest is not None and len(content) > largest:
+        raise DataFormatError(f"{name} must unpack to at most {largest:,} bytes: it is another file")
+    return content
 
 
-def tar_members(archive: BinaryIO, members: Iterable[str], name: str) -> dict[str, bytes]:
+def tar_members(
+    archive: BinaryIO, members: Iterable[str], name: str, *, largest: int | None = None
+) -> dict[str, bytes]:
     """Contents of the files with these base names, from a .tar.gz archive, in whatever folder they lie there.
 
     Raises:
-        DataFormatError: a file that is no such archive, or not a whole one, or that lacks a member.
+        DataFormatError: a file that is no such archive, or not a whole one, that lacks a member, or in which a file,
+            whether wanted or not, is larger than `largest` bytes.
     """
     wanted = set(members)
     contents: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=archive, mode="r:gz") as tar:
             for member in tar:
+                if largest is not None and member.size > largest:
+                    raise DataFormatError(
+                        f"{name} must hold files of at most {largest:,} bytes, got {member.name} of {member.size:,}: "
+                        "it is another archive"
+                    )
                 base = member.name.rsplit("/", 1)[-1]
                 if member.isfile() and base in wanted and (file := tar.extractfile(member)) is not None:
                     contents[base] = file.read()
+    except DataFormatError:
+        raise
     except (EOFError, ValueError, OverflowError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
         raise DataFormatError(f"{name} must be a whole .tar.gz archive: {error}") from error
     if missing := wanted - contents.keys():

@@ -16,6 +16,7 @@ class Release:
         name: of the data set, for messages.
         sha256: of the uncompressed content, by file name.
         folders: where a data folder may hold the files; downloads go to the first.
+        largest: bytes of its largest file, uncompressed; what unpacks to more is another file, and unpacked no further.
         mirrors: URLs of folders that hold them for download, tried in this order.
         archive: the .tar.gz that holds all files; without one each is published alone, as NAME.gz.
     """
@@ -23,6 +24,7 @@ class Release:
     name: str
     sha256: Mapping[str, str]
     folders: tuple[str, ...]
+    largest: int
     mirrors: tuple[str, ...]
     archive: str | None = None
 
@@ -36,6 +38,7 @@ MNIST = Release(
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
     folders=("mnist", "MNIST/raw"),
+    largest=47_040_016,
     mirrors=("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
 )
 FASHION_MNIST = Release(
@@ -47,6 +50,7 @@ FASHION_MNIST = Release(
         "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
     folders=("fashion-mnist", "FashionMNIST/raw"),
+    largest=47_040_016,
     mirrors=(
         "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
@@ -59,6 +63,7 @@ KMNIST = Release(
         "t10k-labels-idx1-ubyte": "a11dc742be8e781a40a92f53d6a4957e7b7d36df2faa097659131ebfd8fd60c6",
     },
     folders=("kmnist", "KMNIST/raw"),
+    largest=47_040_016,
     mirrors=("https://codh.rois.ac.jp/kmnist/dataset/kmnist/", "http://codh.rois.ac.jp/kmnist/dataset/kmnist/"),
 )
 CIFAR10 = Release(
@@ -72,6 +77,7 @@ CIFAR10 = Release(
         "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
     },
     folders=("cifar-10-batches-bin",),
+    largest=30_730_000,
     mirrors=(
         "https://www.cs.toronto.edu/~kriz/",
         "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",
@@ -82,6 +88,7 @@ CIFAR100 = Release(
     name="cifar100",
     sha256={"test.bin": "d8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a"},
     folders=("cifar-100-binary",),
+    largest=153_700_000,
     mirrors=("https://www.cs.toronto.edu/~kriz/",),
     archive="cifar-100-binary.tar.gz",
 )

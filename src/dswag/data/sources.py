@@ -90,12 +90,12 @@ def _read_place(release: Release, names: Sequence[str], place: Path) -> dict[str
 
 
 def _read_gz(release: Release, name: str, path: Path, origin: str) -> bytes:
-    return _checked(release, name, gunzip(path.read_bytes(), origin), origin)
+    return _checked(release, name, gunzip(path.read_bytes(), origin, largest=release.largest), origin)
 
 
 def _read_archive(release: Release, names: Sequence[str], path: Path, origin: str) -> dict[str, bytes]:
     with path.open("rb") as archive:
-        contents = tar_members(archive, names, origin)
+        contents = tar_members(archive, names, origin, largest=release.largest)
     return {name: _checked(release, name, contents[name], f"{name} in {origin}") for name in names}
 
 

@@ -99,7 +99,7 @@ class _Answer:
                 return None
             thetas = thetas.to(payload["theta"].device)
             return TrainResult(thetas=thetas, **json.loads(metadata["numbers"]))
-        except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError):
+        except (FileNotFoundError, SafetensorError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
             return None
 
     def save(self, result: TrainResult) -> None:

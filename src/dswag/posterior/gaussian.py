@@ -23,6 +23,8 @@ from dswag.posterior.file import PosteriorFileError as PosteriorFileError
 
 _TENSORS = ("mean", "variance", "deviations", "variance_within", "deviations_within")
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianPosterior:
@@ -70,6 +72,8 @@ class GaussianPosterior:
             if part is not None and part.shape != whole.shape:
                 raise ValueError(f"the part within clients must have shape {list(whole.shape)}, got {list(part.shape)}")
         for name, tensor in self.tensors().items():
+            if tensor.dtype not in _DTYPES:
+                raise ValueError(f"the posterior's {name} must be float32, float64 or bfloat16, got {tensor.dtype}")
             if not (torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all()):  # a sum of finite ones may overflow
                 raise ValueError(f"the posterior's {name} must be finite, got NaN or infinity")
         if (self.variance < 0).any():
@@ -230,7 +234,7 @@ class GaussianPosterior:
         Raises:
             ValueError: a dtype other than float32, float64 and bfloat16, or values outside its range.
         """
-        if dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
+        if dtype not in (None, *_DTYPES):
             raise ValueError(f"dtype must be float32, float64 or bfloat16, in which small variances fit, got {dtype}")
         tensors: dict[str, Any] = {
             name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()

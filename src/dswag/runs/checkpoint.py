@@ -71,11 +71,13 @@ class Checkpoint:
             if metadata["fingerprint"] != fingerprint(tensors, metadata["described"]):
                 raise CheckpointError(f"{path} is damaged: its content is not what was saved")
             described = json.loads(metadata["described"])
+            if described["round"] < 0:
+                raise ValueError(f"it is of round {described['round']}")
             layout = described["layout"]
             layout = None if layout is None else Layout(tuple(layout[0]), tuple(map(tuple, layout[1])))
             server = Server(**tensors, round=described["round"], first_loss=described["first_loss"])
             return cls(server, layout, described["settings"])
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{path} is truncated, damaged or no checkpoint: {error}") from error
