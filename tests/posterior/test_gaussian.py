@@ -284,7 +284,7 @@ def test_foreign_files_are_refused(tmp_path):
     ],
 )
 def test_metadata_that_does_not_fit_is_refused(tmp_path, change, words):
-    scales = {"within_scale": "1", "between_scale": "1", "temperature": "1"}
+    scales = {"within_scale": "1", "between_scale": "1", "temperature": "1", "link": "null"}
     good = {"format": "dswag-posterior", "format_version": "1", "count": "4", "layout": "null", **scales}
     described = {key: value for key, value in {**good, **change}.items() if value is not None}
     save_file(make().tensors(), tmp_path / "p", described)
