@@ -455,3 +455,22 @@ def test_noise_that_is_missing_or_negative_is_refused():
         regression(model, around(model), inputs())
     with pytest.raises(ValueError, match="must be at least 0, got -1"):
         regression(model, around(model), inputs(), noise=-1.0)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 7, 10, 23, 49])
+def test_no_probability_exceeds_one_however_many_are_averaged(samples):
+    """Ten tenths of 1 add up to 1.0000001 in float32, which torchmetrics takes for a logit, and all others with it."""
+    model = nn.Linear(6, 4)
+    with torch.no_grad():
+        model.weight.mul_(100)
+        model.bias.copy_(torch.tensor([1e4, 0.0, 0.0, 0.0]))
+    posterior, x = around(model, spread=1e-3), inputs(40)
+    thetas = posterior.sample(0, samples)
+    found = [
+        predict(model, posterior, x, samples=samples, seed=0),
+        ensemble(model, thetas, x).probabilities,
+        *(result.probabilities for result in predictive_stream(model, posterior, x.split(7), samples=samples)),
+    ]
+    assert all((probabilities.amax(1) == 1).all() for probabilities in found)
+    assert all(probabilities.max() <= 1 for probabilities in found)
+    assert sum(torch.ones(10) / 10 for _ in range(10)).max() > 1  # what is avoided
