@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: demo test fuzz site lint format clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/core.stamp
+demo: $(VENV)/cli.stamp
 	$(BIN)/dswag train --equal-budget --output runs/demo --overwrite
 
 test: $(VENV)/dev.stamp
@@ -37,14 +37,14 @@ format: $(VENV)/dev.stamp
 clean:
 	rm -rf $(VENV) runs dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 
-$(VENV)/core.stamp: pyproject.toml constraints.txt
+$(VENV)/cli.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("dswag needs Python 3.11 or newer, $(PYTHON) is %d.%d: make PYTHON=python3.12 ..., say" % sys.version_info[:2])'
 	@echo "Setting up $(VENV), which takes about two minutes the first time"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet "pip>=25.1"
-	$(PIP) --editable .
+	$(PIP) --editable '.[cli]'
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/core.stamp
+$(VENV)/dev.stamp: $(VENV)/cli.stamp
 	$(PIP) --group dev
 	touch $@

@@ -7,10 +7,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import tomli_w
 from pydantic import Field, model_validator
 
 from dswag.core.atomic_files import write_text
+from dswag.core.extras import required
 from dswag.core.validation import ConfigError as ConfigError
 from dswag.core.validation import validated
 from dswag.federation.aggregation import ROBUST
@@ -249,7 +249,7 @@ class Config:
     def to_toml(self, path: str | Path) -> None:
         """Writes every setting that has a value to a TOML file."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
-        write_text(Path(path), tomli_w.dumps(values))
+        write_text(Path(path), required("tomli_w", "Config.to_toml").dumps(values))
 
 
 def differences(settings: Mapping[str, object], others: Mapping[str, object]) -> tuple[str, ...]:

@@ -5,21 +5,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 
-from dswag.cli import commands
-from dswag.cli.calibrating import calibrate
-from dswag.cli.collecting import collect
-from dswag.cli.comparing import compare
-from dswag.cli.console import emit, say
-from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train, Version
-from dswag.cli.parsing import parse
-from dswag.cli.reproducing import reproduce_figures
-from dswag.client.stability import DivergenceError
-from dswag.config import ConfigError
-from dswag.engines.ranks import RankError
-from dswag.federation.contract import ClientError
-from dswag.federation.round_trip import TooFewClientsError
+from dswag.cli.overview import answer
+from dswag.core.extras import check
 
 DONE, FAILED, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 DEBUG_VARIABLE = "DSWAG_DEBUG"
@@ -29,17 +17,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that the arguments name; those of the process if None.
 
     Errors that say what to do are printed as they are, without the traceback unless the environment's DSWAG_DEBUG is
-    set; any other error is a defect and keeps its traceback.
+    set; any other error is a defect and keeps its traceback. What needs no PyTorch is answered without importing it.
 
     Raises:
-        SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
+        SystemExit: after --help of a command (code 0), and for flags that cannot be read (code 2).
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    known = answer(arguments)
+    if known is not None:
+        print(known.text, file=sys.stderr if known.fault else sys.stdout)
+        return BAD_USAGE if known.fault else DONE
+    try:
+        check("the command line", "tyro", "rich", "jinja2", "matplotlib", "pooch", "PIL", "tomli_w")
+    except ImportError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return FAILED
+    return _main(arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    from dswag.cli.console import say
+    from dswag.cli.dispatch import EXPECTED, run
+    from dswag.cli.parsing import parse
+    from dswag.config import ConfigError
+
     debug = bool(os.environ.get(DEBUG_VARIABLE))
     try:
         with warnings.catch_warnings():
             if not debug:
                 warnings.simplefilter("ignore")
-            _run(parse(sys.argv[1:] if arguments is None else arguments))
+            run(parse(arguments))
             sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         say(f"interrupted: {interrupt}" if interrupt.args else "interrupted")
@@ -48,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough; keep Python from complaining when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (ConfigError, ClientError, TooFewClientsError, DivergenceError, RankError, ValueError, OSError) as error:
+    except EXPECTED as error:
         if debug:
             traceback.print_exc()
         if isinstance(error, ConfigError):
@@ -58,25 +65,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"error: {error}")
         return FAILED
     return DONE
-
-
-def _run(options: Options) -> None:
-    match options:
-        case Compare():
-            compare(options)
-        case Train():
-            commands.train(options)
-        case Evaluate():
-            commands.evaluate(options)
-        case Calibrate():
-            calibrate(options)
-        case Predict():
-            commands.predict(options)
-        case Report():
-            commands.report(options)
-        case Collect():
-            collect(options)
-        case Reproduce():
-            reproduce_figures(options)
-        case Version():
-            emit(f"dswag {version('dswag')}")

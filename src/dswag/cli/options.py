@@ -225,9 +225,4 @@ class Reproduce:
     """Print what is done and what is left as JSON."""
 
 
-@dataclass(frozen=True)
-class Version:
-    """Print which version this is."""
-
-
-Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce | Version
+Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce

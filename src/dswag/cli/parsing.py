@@ -18,7 +18,6 @@ from dswag.cli.options import (
     Report,
     Reproduce,
     Train,
-    Version,
 )
 from dswag.config import Share
 from dswag.lab.experiments.recipe import Setting, settings
@@ -33,15 +32,12 @@ def parse(arguments: Sequence[str]) -> Options:
     configured = (_with_settings(Train), _with_settings(Compare))
     commands = (*configured, Evaluate, Calibrate, Predict, Report, Collect, Reproduce)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
-    named.append(Annotated[Version, subcommand("--version")])  # tyro has no other flag that needs no command beside it
     union: Any = named[0]
     for command in named[1:]:
         union = union | command
     options = tyro.cli(
         union,
         prog="dswag",
-        description="Distributed SWAG: a Gaussian over weights, from clients that train where their data are. "
-        "Set DSWAG_DEBUG=1 in the environment to see tracebacks of errors.",
         args=arguments,
         config=(PositionalMetavarFromFieldName,),
     )

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
-import pooch
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from dswag.core.extras import required
 
 _CHUNK_BYTES = 1 << 20
 Content = TypeVar("Content")
@@ -34,6 +32,7 @@ def fetch(url: str, target: Path, read: Callable[[Path, str], Content], *, progr
         ) from error
     with holder as folder, _DownloadBar(target.name, visible=progress) as bar:
         path = Path(folder) / target.name
+        pooch = required("pooch", "a download")
         pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK_BYTES)(url, str(path), None)
         content = read(path, url)
         path.replace(target)
@@ -44,8 +43,9 @@ class _DownloadBar:
     """The progress bar whose methods and `total` pooch uses, drawn by rich on standard error."""
 
     def __init__(self, title: str, *, visible: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=Console(stderr=True), disable=not visible)
+        of, console = required("rich.progress", "a download"), required("rich.console", "a download")
+        columns = (of.TextColumn("{task.description}"), of.BarColumn(), of.DownloadColumn(), of.TimeRemainingColumn())
+        self._progress = of.Progress(*columns, console=console.Console(stderr=True), disable=not visible)
         self._task = self._progress.add_task(title, total=None)
         self.total = 0
 

@@ -10,8 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pooch
-
+from dswag.core.extras import required
 from dswag.data.downloads import CacheNotWritableError, fetch
 from dswag.data.formats import DataFormatError, gunzip, tar_members
 from dswag.data.releases import Release
@@ -68,7 +67,7 @@ def _places(data_dir: str | os.PathLike[str] | None) -> dict[str, Path]:
 
 
 def _cache() -> Path:
-    return Path(pooch.os_cache("dswag"))
+    return Path(required("pooch", "the cache of data sets").os_cache("dswag"))
 
 
 def _read_place(release: Release, names: Sequence[str], place: Path) -> dict[str, bytes]:
