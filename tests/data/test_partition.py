@@ -196,9 +196,9 @@ def test_impossible_numbers_of_clients_are_refused(name, settings, clients, leas
             "dirichlet",
             torch.zeros(9),
             {"concentration": 1},
-            r"one class for each example, got torch.float32 of shape \[",
+            r"one class for each example, got float32 of shape \[",
         ),
-        ("dirichlet", torch.zeros(9, 2).long(), {"concentration": 1}, r"got torch.int64 of shape \[9, 2\]: use shards"),
+        ("dirichlet", torch.zeros(9, 2).long(), {"concentration": 1}, r"got int64 of shape \[9, 2\]: use shards"),
         ("dirichlet", torch.zeros(9).long(), {"concentration": 0.0}, "must be positive and finite, got 0"),
         ("quantity", torch.zeros(9), {"concentration": math.inf}, "must be positive and finite, got inf"),
         ("quantity", torch.zeros(9), {"concentration": math.nan}, "must be positive and finite, got nan"),
@@ -322,3 +322,60 @@ def test_parts_of_one_s_own_come_back_as_indices():
 def test_parts_that_break_a_rule_are_refused_with_client_and_example(parts, message):
     with pytest.raises(ValueError, match=message):
         checked(parts, 4)
+
+
+# ----------------------------------------------------------------------------------------------- one α for each of many
+
+
+def test_clients_get_shares_in_the_proportions_of_their_own_concentrations():
+    targets = torch.arange(200).repeat_interleave(100)  # each class is a draw
+    alphas = [6.0, 3.0, 1.0]
+    shares = counts(dirichlet(targets, 3, seed=0, concentration=alphas), targets) / 100
+    for share, alpha in zip(shares, alphas, strict=True):
+        mean, variance = alpha / 10, alpha * (10 - alpha) / (100 * 11)  # of Dirichlet(6, 3, 1)
+        # counts are rounded down by less than 1 of 100; 5 standard errors of 200 draws
+        assert abs(share.mean() - mean) < 0.01 + 5 * (variance / 200) ** 0.5
+        assert share.var() == pytest.approx(variance, rel=0.5)
+
+
+def test_each_class_may_have_its_own_concentration():
+    targets = torch.arange(2).repeat_interleave(1000)
+    for concentration in (
+        {0: LIMIT_EQUAL, 1: LIMIT_APART},
+        [LIMIT_EQUAL, LIMIT_APART],
+        np.array([LIMIT_EQUAL, LIMIT_APART]),
+    ):
+        found = counts(dirichlet(targets, 4, seed=0, concentration=concentration), targets)
+        assert (found[:, 0] - 250).abs().max() <= 1
+        assert sorted(found[:, 1].tolist()) == [0, 0, 0, 1000]
+
+
+def test_equal_concentrations_are_one():
+    targets = torch.arange(600) % 3
+    one = dirichlet(targets, 4, seed=3, concentration=0.7)
+    for concentration in ([0.7] * 4, [0.7] * 3, {0: 0.7, 1: 0.7, 2: 0.7}):
+        assert all(map(torch.equal, one, dirichlet(targets, 4, seed=3, concentration=concentration)))
+
+
+@pytest.mark.parametrize("form", [list, np.array, lambda names: np.array(names, dtype=object)])
+def test_classes_may_have_names(form):
+    numbers = [0, 1, 2, 1] * 50
+    names = form([["cat", "dog", "owl"][number] for number in numbers])
+    named = dirichlet(names, 3, seed=1, concentration=1.0)
+    assert all(map(torch.equal, named, dirichlet(numbers, 3, seed=1, concentration=1.0)))
+    alphas = {"cat": 0.5, "dog": 1.0, "owl": 2.0}
+    own = dirichlet(names, 3, seed=1, concentration=alphas)
+    assert all(map(torch.equal, own, dirichlet(numbers, 3, seed=1, concentration=dict(enumerate(alphas.values())))))
+
+
+@pytest.mark.parametrize(
+    ("concentration", "words"),
+    [
+        ([1.0, 2.0], "one number, or one for each of 4 clients or 3 classes, got 2"),
+        ({0: 1.0, 2: 1.0}, r"one number for each class, but has none for \[1\]"),
+        ([1.0, 1.0, 1.0, -0.5], "must be positive and finite"),
+    ],
+)
+def test_concentrations_that_do_not_fit_are_refused(concentration, words):
+    with pytest.raises(ValueError, match=words):
+        dirichlet(torch.arange(60) % 3, 4, seed=0, concentration=concentration)

@@ -43,7 +43,12 @@ def iid(
 
 
 def dirichlet(
-    targets: Targets, clients: int, seed: int, *, concentration: float, min_examples: int = 1
+    targets: Targets | Sequence[str],
+    clients: int,
+    seed: int,
+    *,
+    concentration: float | Sequence[float] | np.ndarray[Any, Any] | Mapping[Any, float],
+    min_examples: int = 1,
 ) -> list[Int64[Tensor, "_"]]:
     """Indices per client with label skew: each class is cut into shares ~ Dirichlet(α, ..., α), one for each client.
 
@@ -51,29 +56,35 @@ def dirichlet(
     at most. A count differs from its share of the class by less than 1.
 
     Args:
-        targets: the class of each example.
+        targets: the class of each example, a whole number or a text.
         clients: how many.
         seed: of all random choices.
-        concentration: α; as it grows every client gets equal shares, as it falls each class goes to one client.
+        concentration: α; as it grows every client gets equal shares, as it falls each class goes to one client. A
+            sequence is of one α for each client, which get shares in these proportions on average; or, where there are
+            as many as classes and not as many as clients, for each class in sorted order. A mapping has one for each
+            class by its name.
         min_examples: the fewest that a client may have.
 
     Raises:
         ValueError: impossible numbers, targets that are no classes, or no draw with enough examples for every client.
     """
     _check_numbers(len(targets), clients, min_examples)
-    targets = torch.as_tensor(targets)
-    if targets.dim() != 1 or targets.is_floating_point():
+    labels = targets.cpu().numpy() if isinstance(targets, Tensor) else np.asarray(targets)
+    if labels.ndim != 1 or labels.dtype.kind not in "iubUSO":
         raise ValueError(
-            f"dirichlet needs one class for each example, got {targets.dtype} of shape {list(targets.shape)}: "
+            f"dirichlet needs one class for each example, got {labels.dtype} of shape {list(labels.shape)}: "
             "use shards, quantity or iid"
         )
     rng = np.random.default_rng(seed)
-    labels = targets.cpu().numpy()
-    sizes = np.unique(labels, return_counts=True)[1]
+    names, sizes = np.unique(labels, return_counts=True)
+    alphas = _concentrations(concentration, names.tolist(), clients)
     classes = np.split(labels.argsort(kind="stable"), sizes.cumsum()[:-1])
     least = 0
     for _ in range(DRAWS):
-        pieces = [np.split(rng.permutation(rows), _cuts(rng, concentration, clients, len(rows))) for rows in classes]
+        pieces = [
+            np.split(rng.permutation(rows), _cuts(rng, alpha, clients, len(rows)))
+            for rows, alpha in zip(classes, alphas, strict=True)
+        ]
         parts = [np.concatenate(of_client) for of_client in zip(*pieces, strict=True)]
         fewest = min(map(len, parts))
         if fewest >= min_examples:
@@ -81,7 +92,7 @@ def dirichlet(
         least = max(least, fewest)
     raise ValueError(
         f"every client needs {_at_least(min_examples)}, but the best of {DRAWS} draws with concentration "
-        f"{concentration:g} leaves one of {clients} clients with {least}: raise concentration, or lower clients or "
+        f"{concentration} leaves one of {clients} clients with {least}: raise concentration, or lower clients or "
         "min_examples"
     )
 
@@ -234,11 +245,35 @@ def _indices(client: int, part: Any) -> Int64[Tensor, "_"]:
     return rows.long()
 
 
-def _cuts(rng: np.random.Generator, concentration: float, clients: int, size: int) -> Int64[np.ndarray, "cuts"]:
-    """Where to cut `size` examples into shares drawn from a symmetric Dirichlet distribution, rounded down."""
-    if not 0 < concentration * clients < math.inf:
+def _concentrations(given: Any, classes: list[Any], clients: int) -> list[float | Sequence[float]]:
+    """For each class α, or one for each client."""
+    if isinstance(given, Mapping):
+        missing = [name for name in classes if name not in given]
+        if missing:
+            raise ValueError(f"concentration must have one number for each class, but has none for {missing}")
+        return [float(given[name]) for name in classes]
+    if isinstance(given, Tensor | np.ndarray):
+        given = given.tolist()
+    if not isinstance(given, list | tuple):
+        return [given] * len(classes)
+    if len(given) == clients:
+        return [given] * len(classes)
+    if len(given) == len(classes):
+        return list(given)
+    raise ValueError(
+        f"concentration must be one number, or one for each of {clients} clients or {len(classes)} classes, "
+        f"got {len(given)}"
+    )
+
+
+def _cuts(
+    rng: np.random.Generator, concentration: float | Sequence[float], clients: int, size: int
+) -> Int64[np.ndarray, "cuts"]:
+    """Where to cut `size` examples into shares drawn from a Dirichlet distribution, rounded down."""
+    alphas = list(concentration) if isinstance(concentration, Sequence) else [concentration] * clients
+    if not (0 < sum(alphas) < math.inf and all(alpha > 0 for alpha in alphas)):
         raise ValueError(f"concentration must be positive and finite, got {concentration}")
-    shares = rng.dirichlet([concentration] * clients)
+    shares = rng.dirichlet(alphas)
     return (shares.cumsum()[:-1] * size).astype(int)
 
 
