@@ -26,6 +26,7 @@ class Step:
         self.start = weights.theta.clone() if update.proximal else None
         self.workspace = workspace
         self.randomness = DrawFrom(generator)
+        workspace.dropout.generator = generator
 
     def __call__(self, inputs: Any, targets: Tensor, rate: float) -> Tensor:
         """The minibatch's mean loss before the step."""

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dswag.client.calling import Loss, called, check_loss, described, placed, scores_of
+from dswag.client.dropout import seed_dropout
 from dswag.client.labels import Labels
 from dswag.client.running_state import RunningState, normalizing, training_modes
 from dswag.client.weights import Weights
@@ -72,6 +73,7 @@ class Workspace:
         self.weights = Weights(self.layout, module, gradient=self.trains)
         self.state = RunningState(module, self.modes, self.layout)
         self.device = self.weights.theta.device
+        self.dropout = seed_dropout(module)
         self.abort = threading.Event()
         self.deadline = math.inf
         self.draws_randomly = True  # until a first batch shows that no layer does

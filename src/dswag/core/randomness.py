@@ -29,8 +29,13 @@ class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Dropout and initializers take no generator of their own; threads that share the global one would make a run
     depend on which thread came first. Operations on a GPU, which cannot draw from a generator of the CPU, draw from one
-    of their device that is seeded from it. `used` says whether any operation drew.
+    of their device that is seeded from it. `used` says whether any operation had no generator of its own.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch would import its compiler at the first operation, a second, to keep it from compiling this mode."""
+        return False
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -45,8 +50,8 @@ class DrawFrom(TorchDispatchMode):  # type: ignore[no-untyped-call]
         seeded = _seeded_form(func)
         if seeded is None:
             return func(*args, **kwargs)
-        self.used = True
         if kwargs.get("generator") is None:
+            self.used = True
             kwargs["generator"] = self._on(_device(args, kwargs))
         return seeded(*args, **kwargs)
 
