@@ -146,9 +146,13 @@ class Conformal:
             half = half * as_tensor(variance).double().sqrt()
         return center - half, center + half
 
+    def total(self) -> Int64[Tensor, "b"]:
+        """How many scores of all clients together lie in each bin."""
+        return summed(list(self.counts.values()))
+
     def _counts(self, client: int | None) -> Int64[Tensor, "b"]:
         if client is None:
-            return summed(list(self.counts.values()))
+            return self.total()
         if client not in self.counts:
             raise ValueError(f"there are counts of the clients {sorted(self.counts)}, got client {client}")
         return self.counts[client]

@@ -20,6 +20,7 @@ from dswag.lab.experiments.landscape import points, survey
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
 from dswag.lab.experiments.run import Continuing, Evaluating, Exploring, Starting, Surveying, execute
 from dswag.lab.experiments.scoring import ENSEMBLE, FEDAVG, PHASE_1, Scored, metrics, prediction_seed, score_methods
+from dswag.lab.experiments.sets import sets_of
 from dswag.posterior.gaussian import GaussianPosterior
 from dswag.runs import REPORT, RunFolder, RunFolderError, Unwritten
 from dswag.runs.schema import RoundRecord
@@ -66,15 +67,22 @@ def evaluate(options: Evaluate, *, quiet: bool = False) -> None:
     """Scores the methods of a run again; what the snapshots are needed for stays as it was measured in training."""
     folder = RunFolder.open(options.run)
     with folder.held() if options.save else nullcontext():
-        scores = _evaluated(folder, options)
+        outcomes = _evaluated(folder, options)
+    scores = {outcome.method: outcome.scores for outcome in outcomes}
+    clients = {outcome.method: outcome.clients for outcome in outcomes if outcome.clients} if options.per_client else {}
     if options.json:
-        console.emit(to_json({"run": str(folder.path), "methods": _as_data(scores)}))
+        by_client = (
+            {"clients": {name: [asdict(one) for one in own] for name, own in clients.items()}} if clients else {}
+        )
+        console.emit(to_json({"run": str(folder.path), "methods": _as_data(scores), **by_client}))
     elif not quiet:
         console.show_scores(scores)
+        if clients:
+            console.show_clients(clients)
 
 
-def _evaluated(folder: RunFolder, options: Evaluate) -> dict[str, Scores]:
-    """The scores by method, saved if that is asked for."""
+def _evaluated(folder: RunFolder, options: Evaluate) -> list[Scored]:
+    """What each method scores, saved if that is asked for."""
     before = folder.metrics()
     experiment, posterior = opened(folder, options)
     checkpoint = folder.checkpoint()
@@ -96,7 +104,7 @@ def _evaluated(folder: RunFolder, options: Evaluate) -> dict[str, Scores]:
     if options.save:
         folder.save_metrics(metrics(outcomes, experiment.recipe, {} if before is None else before.seconds))
         folder.save_report(page([folder]))
-    return {outcome.method: outcome.scores for outcome in outcomes}
+    return outcomes
 
 
 def predict(options: Predict) -> None:
@@ -105,6 +113,8 @@ def predict(options: Predict) -> None:
         raise ConfigError("predict needs images: name at least one file")
     if options.output is not None and options.output.suffix.lower() not in (".csv", ".json"):
         raise ConfigError(f"the output must end in .csv or .json, got {options.output}")
+    if not 0 < options.alpha < 1:
+        raise ConfigError(f"alpha must lie between 0 and 1, got {options.alpha:g}")
     folder = RunFolder.open(options.run)
     experiment, posterior = opened(folder, options)
     channels, height, width = experiment.dataset.train.inputs.shape[1:]
@@ -121,7 +131,11 @@ def predict(options: Predict) -> None:
         engine=experiment.engine,
         batch_norm_examples=recipe.batch_norm_examples,
     )
-    rows = as_rows(names, predicted, experiment.dataset.class_names)
+    outcome = folder.metrics()
+    sets = None
+    if outcome is not None and outcome.sets is not None and options.kind == "swag":
+        sets = sets_of(outcome.sets, predicted.probabilities, options.alpha)
+    rows = as_rows(names, predicted, experiment.dataset.class_names, sets)
     if options.output is not None:
         write(options.output, to_json(rows) + "\n" if options.output.suffix.lower() == ".json" else as_csv(rows))
         console.say(f"{len(rows)} predictions written to {options.output}")

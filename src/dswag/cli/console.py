@@ -1,7 +1,7 @@
 """What a person sees: progress on standard error, tables of scores on standard output."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Protocol, Self
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dswag.evaluation.by_client import ClientScores, quantiles
 from dswag.evaluation.metrics import Scores
 
 _ALL_LINES = 30
@@ -140,6 +141,25 @@ def show_scores(scores: Mapping[str, Scores]) -> None:
     show({method: {title: text(values) for title, text in _COLUMNS.items()} for method, values in scores.items()})
     number = next(iter(scores.values())).num_examples
     emit(f"{number:,} test images; NLL in nats; ECE over 20 bins of equal mass")
+
+
+def show_clients(clients: Mapping[str, Sequence[ClientScores]]) -> None:
+    """Writes, for each method and score, the quantiles over the clients to standard output."""
+    titles = ("worst", "10 %", "median", "90 %", "best")
+    show(
+        {
+            f"{method}, {name}": {
+                title: f"{value:.2%}" if score == "accuracy" else f"{value:.4f}"
+                for title, value in zip(titles, quantiles(own, score), strict=True)
+            }
+            for score, name in {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}.items()
+            for method, own in clients.items()
+        }
+    )
+    sizes = [client.num_examples for client in next(iter(clients.values()))]
+    emit(
+        f"{len(sizes):,} clients, each with {min(sizes):,} to {max(sizes):,} test images in its own mix of the classes"
+    )
 
 
 def _parts(widths: Mapping[str, int], room: int) -> list[list[str]]:

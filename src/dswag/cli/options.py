@@ -123,6 +123,8 @@ class Evaluate:
     """Training examples for the loss around the posterior; 0 leaves it out; only used with --save."""
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
     """Folder with the data set's files."""
+    per_client: Switch = False
+    """Show how DSWAG fares for the worst, the typical and the best client, each on its own part of the test set."""
     save: Switch = False
     """Save the outcome in place of the run's metrics, landscape and report."""
     json: Switch = False
@@ -159,6 +161,8 @@ class Predict:
     """Draws from the posterior (S)."""
     scale: Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="(default: as trained)")] = None
     """Factor on the covariance; 1 in the paper."""
+    alpha: Annotated[float, arg(metavar="FLOAT")] = 0.1
+    """The set of classes holds the right one with probability 1 - alpha; for runs with --holdout above 0."""
     data_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="(default: as trained)")] = None
     """Folder with the data set's files."""
     json: Switch = False

@@ -52,6 +52,8 @@ def _compared(outcome: Metrics, recipe: Recipe) -> dict[str, Any]:
         "baseline": outcome.baseline,
         "bands": outcome.bands,
         "uncertainty": outcome.uncertainty,
+        "client_scores": outcome.clients,
+        "sets": outcome.sets,
         "next_steps": next_steps(outcome.scores, difference, outcome.baseline, skewed=skewed, tuned=tuned),
     }
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dswag.evaluation.bootstrap import Interval, ReliabilityBand
+from dswag.evaluation.by_client import ClientScores
 from dswag.evaluation.inspection import Inspection, Telling
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.reliability import Reliability
@@ -60,6 +61,29 @@ class Examined:
 
 
 @dataclass(frozen=True)
+class ConformalSets:
+    """Sets of classes from scores that the clients held out ("thr"), and how well they cover the test set.
+
+    Every set has the most probable class in it.
+    """
+
+    alpha: float
+    """Sets hold the right class with probability 1 - alpha at least."""
+    resolution: float
+    """Width of a bin of scores."""
+    counts: tuple[tuple[int, int], ...]
+    """The bins that hold scores of all clients, and how many."""
+    coverage: float
+    """Share of the test examples whose set holds the right class."""
+    sizes: tuple[int, ...]
+    """How many test examples have a set of 0, 1, 2, ... classes."""
+    classes: Mapping[str, float | None]
+    """Coverage of the test examples of each class; None where there are none."""
+    clients: tuple[float | None, ...]
+    """Coverage of the test examples of each client, with the sets of all clients together."""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """Scores of the methods of a run on the test set."""
 
@@ -81,6 +105,10 @@ class Metrics:
     """Where the reliability curves of DSWAG and the baseline might be with other test examples."""
     uncertainty: Examined | None = None
     """Of DSWAG's predictions."""
+    clients: Mapping[str, tuple[ClientScores, ...]] = field(default_factory=dict)
+    """Scores of each client's test examples, for DSWAG and the baseline."""
+    sets: ConformalSets | None = None
+    """Of DSWAG's predictions, where examples were held out."""
 
 
 @dataclass(frozen=True)

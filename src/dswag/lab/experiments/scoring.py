@@ -10,14 +10,16 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
 from dswag.algorithms.prediction import Predictive, ensemble, predictive
 from dswag.core.randomness import derive_seed
+from dswag.data.applied import applied
 from dswag.data.datasets import ImageDataset
 from dswag.evaluation.bootstrap import Interval, ReliabilityBand, mean_interval, reliability_band
+from dswag.evaluation.by_client import ClientScores, by_client
 from dswag.evaluation.inspection import Inspection, Telling, inspect
 from dswag.evaluation.metrics import Scores, nll_of_each, score
 from dswag.evaluation.reliability import Reliability, reliability
@@ -25,8 +27,9 @@ from dswag.evaluation.uncertainty import uncertainty
 from dswag.federation.contract import Kind
 from dswag.lab.experiments.foreign import at_hand
 from dswag.lab.experiments.recipe import Experiment, Recipe
+from dswag.lab.experiments.sets import conformal_sets
 from dswag.posterior.gaussian import GaussianPosterior
-from dswag.runs.schema import Examined, Metrics
+from dswag.runs.schema import ConformalSets, Examined, Metrics
 
 PHASE_1 = "phase-1 model"
 FEDAVG = "FedAvg, same budget"
@@ -62,6 +65,10 @@ class Scored:
     """Of DSWAG alone."""
     examined: Examined | None = None
     """Of DSWAG alone."""
+    clients: tuple[ClientScores, ...] = ()
+    """Of DSWAG and the baseline: of each client's test examples, in its mix of the classes."""
+    sets: ConformalSets | None = None
+    """Of DSWAG alone, where examples were held out."""
 
 
 def score_methods(
@@ -92,16 +99,19 @@ def score_methods(
     single = {PHASE_1: theta} if continued is None else {PHASE_1: theta, FEDAVG: continued}
     alone = {name: ensemble(model, each[None], test.inputs, **options).probabilities for name, each in single.items()}
     *_, baseline = alone
+    parts = parts_of_the_test_set(experiment)
     nll_of_baseline = nll_of_each(alone[baseline].cpu(), test.targets)
 
     def scored(method: str, probabilities: Float[Tensor, "n c"]) -> Scored:
         probabilities, difference, band = probabilities.cpu(), None, None
+        clients: tuple[ClientScores, ...] = ()
         if method != baseline:
             difference = mean_interval(nll_of_each(probabilities, test.targets) - nll_of_baseline, seed=recipe.seed)
         if method in (baseline, POSTERIOR_METHODS["swag"]):
             band = reliability_band(probabilities, test.targets, seed=recipe.seed, resamples=RESAMPLES)
+            clients = by_client(probabilities, test.targets, parts)
         curve = reliability(probabilities, test.targets)
-        return Scored(method, score(probabilities, test.targets), curve, difference, band)
+        return Scored(method, score(probabilities, test.targets), curve, difference, band, clients=clients)
 
     for name, probabilities in alone.items():
         yield scored(name, probabilities)
@@ -126,10 +136,19 @@ def score_methods(
                 outcome,
                 inspection=_inspected(of_test.probabilities, experiment.dataset),
                 examined=_examined(of_test, others, experiment.dataset, what, foreign),
+                sets=conformal_sets(experiment, posterior, of_test.probabilities, parts),
             )
         yield outcome
     if snapshots is not None:
         yield scored(ENSEMBLE, ensemble(model, snapshots, test.inputs, **options).probabilities)
+
+
+def parts_of_the_test_set(experiment: Experiment) -> list[Int64[Tensor, "_"]]:
+    """The rows of the test set that each client has: as large a share of each class as of the training examples."""
+    dataset = experiment.dataset
+    return applied(
+        experiment.parts, dataset.train.targets, dataset.test.targets, seed=derive_seed(experiment.recipe.seed, 6)
+    )
 
 
 def _rows(prediction: Predictive, rows: slice) -> Predictive:
@@ -201,6 +220,8 @@ def metrics(scored: Sequence[Scored], recipe: Recipe, seconds: Mapping[str, floa
         baseline=next(outcome.method for outcome in scored if outcome.nll_difference is None),
         bands={outcome.method: outcome.band for outcome in scored if outcome.band is not None},
         uncertainty=next((outcome.examined for outcome in scored if outcome.examined is not None), None),
+        clients={outcome.method: outcome.clients for outcome in scored if outcome.clients},
+        sets=next((outcome.sets for outcome in scored if outcome.sets is not None), None),
         samples=recipe.samples,
         scale=recipe.scale,
         seconds=seconds,

@@ -9,16 +9,18 @@ from markupsafe import Markup
 
 from dswag.data.class_counts import ClassCounts
 from dswag.evaluation.bootstrap import Interval, ReliabilityBand
+from dswag.evaluation.by_client import ClientScores
 from dswag.evaluation.inspection import Inspection
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.reliability import Reliability
 from dswag.lab.report.answer import BASELINE, METHOD, answer, calibrated, named, side, standard_error
+from dswag.lab.report.client_scores import client_scores_section, sets_section
 from dswag.lab.report.clients import clients_section
 from dswag.lab.report.examples import examples_section
 from dswag.lab.report.landscape import landscape_section
 from dswag.lab.report.plots import reliability_diagram, training_curve
 from dswag.lab.report.uncertainty import uncertainty_section
-from dswag.runs.schema import Examined, Landscape
+from dswag.runs.schema import ConformalSets, Examined, Landscape
 
 TEMPLATES = Environment(
     loader=PackageLoader("dswag.lab.report", ""),
@@ -62,6 +64,8 @@ class RunReport:
     - nll_differences: by method, NLL less that of the baseline, with a 95 % interval over test examples.
     - bands: by method, its reliability curve with where it might be for other test examples.
     - uncertainty: of DSWAG's predictions, where they are right and wrong and for foreign inputs.
+    - client_scores: by method, of each client's test examples.
+    - sets: of classes, where clients held out examples.
     - next_steps: sentences on what to do after reading the page.
     - partition: how many training examples of each class each client has.
     - landscape: the training loss around the posterior's mean.
@@ -86,6 +90,8 @@ class RunReport:
     bands: Mapping[str, ReliabilityBand] = field(default_factory=dict)
     uncertainty: Examined | None = None
     next_steps: Sequence[str] = ()
+    client_scores: Mapping[str, Sequence[ClientScores]] = field(default_factory=dict)
+    sets: ConformalSets | None = None
 
     def __post_init__(self) -> None:
         counts = {name: scores.num_examples for name, scores in self.scores.items()}
@@ -139,6 +145,8 @@ def _section(run: RunReport, number: int) -> dict[str, object]:
         "rounds": len(run.history),
         "duration": _duration(run.history),
         "clients": clients_section(run.partition, number) if run.partition is not None else {},
+        "client_scores": client_scores_section(run.client_scores, number) if run.client_scores else {},
+        "sets": sets_section(run.sets, number) if run.sets is not None else {},
         "tables": {caption: pairs for caption, pairs in run.tables.items() if pairs},
         "landscape": landscape_section(run.landscape, number) if run.landscape is not None else {},
         "examples": examples_section(run.inspection[METHOD]) if METHOD in run.inspection else {},
