@@ -1,8 +1,8 @@
-"""Writes docs/results.md and draws its pictures from the files in results/, so that both say what was measured.
+"""Writes docs/results.md with its tables and pictures from the files in results/, and the table of docs/when.md.
 
     python tools/write_results.py [--check] [--results DIR --page FILE]
 
-With --check nothing is written; the exit code is 1 where the page is not what the files give.
+With --check nothing is written; the exit code is 1 where a page or table is not what the files give.
 """
 
 import argparse
@@ -12,10 +12,13 @@ from typing import Any
 
 from dswag.lab.experiments.plan import NAMES, Plan, load
 from dswag.lab.experiments.reproduction import present
-from dswag.lab.report.figures import draw
-from dswag.lab.report.results_page import Planned, results_page
+from dswag.lab.report.choices import choices_table
+from dswag.lab.report.figures import draw, draw_reliability
+from dswag.lab.report.result_tables import claims_table, comma_separated
+from dswag.lab.report.results_page import Planned, claim_rows, has_bands, results_page
 
 ROOT = Path(__file__).resolve().parents[1]
+WHEN, BEGIN, END = ROOT / "docs" / "when.md", "<!-- table: tools/write_results.py -->", "<!-- end of table -->"
 
 INTRODUCTION = """# Results
 
@@ -44,35 +47,55 @@ Methods:
 - `noise-matched` is equal noise on all weights, with the total variance of DSWAG.
 - The others are the methods of `dswag compare` ([baselines.md](baselines.md))."""
 
-DATASETS = ("mnist", "mnist5k", "cifar10")
-"""In the order in which they are shown. Those that are not a figure's own have a folder in results/."""
+VARIANTS = ("mnist", "mnist5k", "cifar10-short", "cifar10-long", "cifar10")
+"""Data sets, with the budget where there are several, in the order in which they are shown. Those that are not a
+figure's own have a folder in results/."""
 
 
-def page(results: Path, *, draw_too: bool) -> str:
-    """What the page should be, with pictures drawn anew if so asked."""
+NAMED = ("mnist", "cifar10-short")
+"""Those that the page names even where nothing has been run."""
+
+
+def files(results: Path) -> tuple[str, dict[Path, str]]:
+    """The page, and the tables and pictures beside the results, by where they belong."""
     planned: dict[str, Planned] = {}
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {dataset: {} for dataset in DATASETS}
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {variant: {} for variant in VARIANTS}
+    beside: dict[Path, str] = {}
     for name in NAMES:
         plan = load(name)
         own = plan.cases[0].recipe.dataset
         cases = {}
-        for dataset, folder, of_dataset in _variants(plan, own, results):
-            runs = present(of_dataset, folder)
-            if runs:
-                found[dataset][name] = runs
-                cases[dataset] = len(of_dataset.cases)
-                if draw_too:
-                    (folder / f"{name}.svg").write_text(draw(name, plan.title, runs), encoding="utf-8")
+        for variant, folder, of_variant in _variants(plan, own, results):
+            runs = present(of_variant, folder)
+            if not runs:
+                continue
+            found[variant][name] = runs
+            cases[variant] = len(of_variant.cases)
+            beside[folder / f"{name}.csv"] = comma_separated(name, runs)
+            beside[folder / f"{name}.svg"] = draw(name, plan.title, runs)
+            if has_bands(runs) and name.startswith("table-"):
+                beside[folder / f"{name}-reliability.svg"] = draw_reliability(name, plan.title, runs)
         planned[name] = Planned(plan.title, own, cases)
-    return results_page(INTRODUCTION, SETTINGS, planned, found)
+    found = {variant: runs for variant, runs in found.items() if runs or variant in NAMED}
+    beside[results / "claims.csv"] = claims_table(claim_rows(found))
+    return results_page(INTRODUCTION, SETTINGS, planned, found), beside
 
 
 def _variants(plan: Plan, own: str, results: Path) -> Iterator[tuple[str, Path, Plan]]:
-    """The plan on each data set that it has results of."""
+    """The plan in each variant that it has results of."""
     yield own, results, plan
-    for dataset in DATASETS:
-        if (results / dataset / plan.name).is_dir():
-            yield dataset, results / dataset, load(plan.name, dataset=dataset)
+    for variant in VARIANTS:
+        dataset, _, budget = variant.partition("-")
+        if (results / variant / plan.name).is_dir():
+            of_variant = load(plan.name, budget=budget) if budget else load(plan.name, dataset=dataset)
+            yield variant, results / variant, of_variant
+
+
+def _with_choices(text: str, results: Path) -> str:
+    """The page with its table made anew, between the two marks."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n\n{choices_table(present(load('table-mnist'), results))}\n\n{END}{after}"
 
 
 def main() -> int:
@@ -82,10 +105,15 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args()
-    text = page(arguments.results, draw_too=not arguments.check)
-    if arguments.check:
-        return int(not arguments.page.exists() or arguments.page.read_text(encoding="utf-8") != text)
-    arguments.page.write_text(text, encoding="utf-8")
+    text, beside = files(arguments.results)
+    written = {arguments.page: text, **beside}
+    if arguments.results == ROOT / "results":
+        written[WHEN] = _with_choices(WHEN.read_text(encoding="utf-8"), arguments.results)
+    if arguments.check:  # pictures differ with the version of the library that draws them
+        compared = {path: content for path, content in written.items() if path.suffix != ".svg"}
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != c for path, c in compared.items()))
+    for path, content in written.items():
+        path.write_text(content, encoding="utf-8")
     return 0
 
 

@@ -1,10 +1,12 @@
-"""The page that results give: what it says in every state, and in which order."""
+"""The page that results give: what it says in every state, and in which order; and the numbers beside it."""
 
+import csv
+
+import pytest
 from lab.report.made_results import course, run, scores
 
-from dswag.lab.report.result_tables import TABLES, markdown_table
-from dswag.lab.report.results_page import Planned, results_page
-from dswag.lab.report.verdicts import STANDARDS
+from dswag.lab.report.result_tables import claims_table, comma_separated, markdown_table, short_table
+from dswag.lab.report.results_page import Planned, claim_rows, results_page
 
 COST = {"seconds": 20.0, "bytes": 5e6}
 PLANNED = {
@@ -17,7 +19,7 @@ PLANNED = {
 
 
 def page(**by_dataset):
-    results = {name: {} for name in STANDARDS} | by_dataset
+    results = {name: {} for name in ("mnist", "mnist5k", "cifar10")} | by_dataset
     return results_page("# Results", "Settings.", PLANNED, results)
 
 
@@ -32,7 +34,7 @@ def of_method(nll, **more):
 
 def test_the_answer_comes_first_then_the_claims_then_the_figures():
     text = page(mnist={"fig7": [fig7(1), fig7(5)]})
-    places = [text.index(heading) for heading in ("In short", "The claims in numbers", "How it was run", "## fig7")]
+    places = [text.index(heading) for heading in ("In short", "How claims are judged", "How it was run", "## fig7")]
     assert places == sorted(places)
 
 
@@ -46,10 +48,8 @@ def test_claims_are_counted_in_sentences_that_are_right_for_one_and_for_many():
 
 def test_what_has_not_run_is_said_plainly():
     text = page()
-    assert "On mnist, with the MLP, none of the claims has been tested yet." in text
-    assert "On cifar10, with VGG16, none of the claims has been tested yet." in text
-    assert text.count("\n\nThis has not been run.") == 4
-    assert "needs a GPU, and none was available" in text
+    assert "- **mnist, with the MLP**: nothing has been run." in text
+    assert text.count("\n\nThis has not been run.") == 5
     assert "| fig8 | – | – | – |" in text
 
 
@@ -65,14 +65,25 @@ def test_a_third_data_set_is_taken_up_by_itself():
     text = page(cifar10={"table-cifar10": runs})
     assert "| The NLL falls slightly from one worker to two | – | **holds (one seed)** |" in text
     assert "![VGG16, cifar10](../results/table-cifar10.svg)" in text
+    assert "[all numbers](../results/table-cifar10.csv)" in text
     assert "| 2 | dswag | 0.9000 | 0.3000 |" in text
+
+
+def test_a_budget_is_a_subject_of_its_own_with_its_pictures_beside_its_results():
+    band = {"curve": {}, "low": [], "high": []}
+    runs = [run(w, model="vgg16", dswag=of_method(nll, band=band)) for w, nll in ((1, 0.4), (2, 0.3))]
+    text = page(**{"cifar10-short": {"table-cifar10": runs}})
+    assert "- **cifar10-short, with VGG16**: of 2 claims of the paper, 1 holds and 1 shows no difference" in text
+    assert (
+        "![Reliability of some methods, cifar10-short](../results/cifar10-short/table-cifar10-reliability.svg)" in text
+    )
 
 
 def test_precision_and_gpus_are_named_where_they_are_not_what_a_reader_expects():
     cnn = course(5, [0.9], model="cnn")
     cnn = {**cnn, "config": {**cnn["config"], "precision": "bfloat16"}}
     assert "**mnist** (the CNN trained in bfloat16)" in page(mnist={"fig5-left": [course(5, [0.9]), cnn]})
-    assert "**mnist**\n" in page(mnist={"fig5-left": [course(5, [0.9])]})
+    assert "**mnist**, [all numbers]" in page(mnist={"fig5-left": [course(5, [0.9])]})
     fast = {**fig7(5), "environment": {"gpu": "a GPU"}}
     assert "**mnist** (the MLP trained on a GPU)" in page(mnist={"fig7": [fast]})
 
@@ -84,34 +95,61 @@ def test_every_method_of_a_table_has_a_difference_to_phase_1_of_another_file():
         dswag = of_method(base + 0.1, nll_difference=together)
         runs.append(run(10, seed, **{"phase-1": of_method(base), "dswag": dswag}))
         runs.append(run(10, seed, laplace=of_method(laplace)))
-    table = TABLES["table-mnist"][2].make(runs)
-    rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()[2:]}
-    assert list(rows) == ["laplace", "phase-1", "dswag"]  # the lowest NLL first
+    rows = {row["method"]: row for row in numbers(runs)}
+    assert list(rows) == ["phase-1", "dswag", "laplace"]
     # differences -0.1, -0.12, -0.08: standard error 0.02 / √3, t quantile 4.303
-    assert "-0.1000 [-0.1497, -0.0503] | –" in rows["laplace"]
-    assert "+0.0100 [-0.5000, +1.0000]" in rows["dswag"]  # of the lowest seed
+    difference = [float(rows["laplace"][name]) for name in DIFFERENCE]
+    assert difference == pytest.approx([-0.1, -0.1497, -0.0503], abs=1e-4)
+    of_examples = [rows[name]["NLL less phase-1, over examples"] for name in ("dswag", "laplace")]
+    assert of_examples == ["0.01", ""]  # of the lowest seed, where both are in one file
+    assert short_table(runs).splitlines()[2].startswith("| laplace | 0.9000 ± 0.0000 | 0.3000 ± 0.1114 |")
 
 
-def test_seconds_are_the_least_over_seeds_and_what_pools_the_data_is_marked():
+DIFFERENCE = ("NLL less phase-1, over seeds", "low", "high")
+
+
+def numbers(runs, name="table-mnist"):
+    """The rows of the file with all numbers; of columns of one name, the first."""
+    header, *rows = csv.reader(comma_separated(name, runs).splitlines())
+    return [dict(reversed(list(zip(header, row, strict=True)))) for row in rows]
+
+
+def test_numbers_have_their_spread_over_seeds_and_what_pools_the_data_is_marked():
     runs = [
-        run(10, seed, swa={**of_method(0.2), "cost": {"seconds": seconds, "bytes": 3e6}})
-        for seed, seconds in ((0, 31.0), (1, 25.4))
+        run(10, seed, swa={**of_method(nll), "cost": {"seconds": 31.0, "bytes": 3e6}})
+        for seed, nll in ((0, 0.2), (1, 0.4))
     ]
-    assert "| swa * | – | – | – | 25 | 3 |" in TABLES["table-mnist"][1].make(runs)
+    (row,) = numbers(runs)
+    assert (row["NLL"], row["seconds"], row["MB sent"], row["seeds"]) == ("0.3", "31", "3", "2")
+    assert float(row["NLL (sd)"]) == pytest.approx(0.02**0.5, rel=1e-5)
+    assert row["AUROC, OOD"] == row["AUROC, OOD (sd)"] == ""
+    assert "| swa * | 0.9000 ± 0.0000 | 0.3000 ± 0.1414 |" in short_table(runs)
 
 
-def test_a_table_of_skew_has_a_row_a_setting_and_its_best_method_in_bold():
+def test_every_setting_has_its_rows_from_the_least_skew_on():
     runs = [
         run(10, seed, partition=partition, dswag=scores(nll), ensemble=scores(0.25))
         for partition, nll in ((("shards", 2), 0.5), (("iid", None), 0.125))
         for seed in (0, 1)
     ]
-    assert TABLES["fig8"][0].make(runs).splitlines() == [
-        "| W | epochs alone | partition | dswag | ensemble |",
-        "| --- | --- | --- | --- | --- |",
-        "| 10 | 20 | IID | **0.1250 ± 0.0000** | 0.2500 ± 0.0000 |",
-        "| 10 | 20 | 2 shards | 0.5000 ± 0.0000 | **0.2500 ± 0.0000** |",
+    found = [(row["workers"], row["partition"], row["method"], row["NLL"]) for row in numbers(runs, "fig8")]
+    assert found == [
+        ("10", "IID", "dswag", "0.125"),
+        ("10", "IID", "ensemble", "0.25"),
+        ("10", "2 shards", "dswag", "0.5"),
+        ("10", "2 shards", "ensemble", "0.25"),
     ]
+
+
+def test_claims_have_their_numbers_in_a_file():
+    results = {"mnist": {"fig7": [fig7(1), fig7(5)]}, "cifar10-short": {}}
+    header, *rows = csv.reader(claims_table(claim_rows(results)).splitlines())
+    assert header == ["subject", "claim", "in the paper", "here", "verdict", "numbers"]
+    assert {row[0] for row in rows} == {"mnist, with the MLP"}
+    (nll,) = [row for row in rows if row[1] == "The NLL grows with the number of workers"]
+    verdict, told = nll[4:]
+    assert verdict == "no difference between W = 1 and 5 (one seed)"
+    assert told == "test NLL of dswag: W = 1: 0.1000; W = 5: 0.1000"
 
 
 def test_the_length_of_100_standard_deviations_is_told_for_each_data_set():

@@ -38,13 +38,14 @@ def progress(results: Sequence[Result]) -> Figure:
     return with_legend(figure)
 
 
-def reliability(results: Sequence[Result]) -> Figure:
+def reliability(results: Sequence[Result], methods: Sequence[str] = ()) -> Figure:
     """Confidence less accuracy of each method, a panel each; bands of the lowest seed."""
-    names = methods_of(results)
+    names = methods or methods_of(results)
     figure = Figure(figsize=(4.8 * len(names), 3.9))
     panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for axes, method in zip(panels, names, strict=True):
-        for index, ((clients,), runs) in enumerate(by_value(results, "clients").items()):
+        having = [run for run in results if method in run["measured"]]
+        for index, ((clients,), runs) in enumerate(by_value(having, "clients").items()):
             lowest = min(runs, key=lambda run: run["config"]["seed"])
             drawn, band = look(index, f"W = {clients}"), lowest["measured"][method]["band"]
             confidence, accuracy = (np.asarray(band["curve"][key]) for key in ("confidence", "accuracy"))

@@ -28,6 +28,19 @@ def draw(name: str, title: str, results: Sequence[Result]) -> str:
         return standing_alone(to_svg(figure, f"{title}: {runs}, {seeds} seed{'' if seeds == 1 else 's'}."))
 
 
+def draw_reliability(name: str, title: str, results: Sequence[Result]) -> str:
+    """SVG of the reliability curves that methods were measured with."""
+    with style(f"{name} reliability {results}"):
+        figure = reliability(
+            results, [method for method in ("phase-1", "fedavg", "dswag") if _has_band(results, method)]
+        )
+        return standing_alone(to_svg(figure, f"{title}: reliability of some methods."))
+
+
+def _has_band(results: Sequence[Result], method: str) -> bool:
+    return any("band" in result["measured"].get(method, {}) for result in results)
+
+
 FIGURES: Mapping[str, Callable[[Sequence[Result]], Figure]] = MappingProxyType(
     {
         "fig4": surroundings,

@@ -44,22 +44,16 @@ deviations, steps with random signs leave an accuracy of {left_random};
 steps of the same length with the same sign on every element, {left_same}.
 """
 
-_NOT_RUN = {
-    "table-cifar10": "This has not been run: it needs a GPU, and none was available. The recipe is ready\n"
-    "([cifar10.md](cifar10.md)). One round, two epochs of phase 2 and all of its methods were tried on the CPU with\n"
-    "256 images, and the tests run every step with a small model."
-}
+_NOT_RUN: Mapping[str, str] = {}
 """What is said of figures without results, where more is to be said than that."""
 
 _OF_METHODS = """
-Methods are in the order of their NLL; those marked * need all examples in one place. AUROC and FPR95 measure how well
-the entropy of the predictions tells test inputs from out-of-distribution (OOD) inputs, which come from another data
-set. *Corrupted* is the mean over noise, blur, rotation and contrast at five strengths each. *Seconds* are those of the
-fastest seed, because the machine had other work to do. Both they and *MB sent* include the parts of training that a
-method shares with others, above all phase 1. Differences are taken from the phase-1 model of the same seed. *Over
-seeds* is their mean with a paired t interval if there are several seeds. *Over test examples* is a paired bootstrap
-interval; it needs the losses of both models on every example, and exists only for methods that were measured in the
-same run as phase 1.
+Methods are in the order of their NLL; those marked * need all examples in one place. *With a temperature* is the NLL
+after one was fitted to the other half of the test examples. AUROC measures how well the entropy of the predictions
+tells test inputs from out-of-distribution (OOD) inputs, which come from another data set. *Corrupted* is the mean over
+noise, blur, rotation and contrast at five strengths each. *MB sent* includes the parts of training that a method shares
+with others, above all phase 1. The file with all numbers has the differences in NLL from the phase-1 model too, with
+paired intervals over seeds and over test examples.
 """
 
 _NOTES = {

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dswag.lab.report.claims import Results, Subject, model_name, subjects
+from dswag.lab.report.claims import Results, model_name, subjects
 from dswag.lab.report.notes import note
 from dswag.lab.report.reproduced import Result
-from dswag.lab.report.result_tables import TABLES, Table, markdown_table
+from dswag.lab.report.result_tables import markdown_table, short_table
 from dswag.lab.report.summary import summary
 from dswag.lab.report.verdicts import LEAST, listed
 
@@ -35,7 +35,7 @@ def results_page(
     """
     judged = tuple(subjects(results))
     parts = [introduction.strip(), "## In short", *summary(judged, results)]
-    parts += ["## The claims in numbers", _HOW_JUDGED.strip(), *map(_claims, judged)]
+    parts += ["## How claims are judged", _HOW_JUDGED.strip()]
     parts += ["## How it was run", settings.strip(), _what_has_run(planned, results)]
     for name, plan in planned.items():
         parts.append(f"## {name} – {plan.title}")
@@ -46,31 +46,36 @@ def results_page(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _claims(subject: Subject) -> str:
-    if not subject.has_run:
-        return f"On {subject.name}, none of the claims has been tested yet."
-    rows = [
-        [claim.text, claim.place or "–", figure, f"**{judgement.verdict}**", judgement.numbers.replace("; ", ";<br>")]
-        for claim, figure, judgement in ((found.claim, found.figure, found.judgement) for found in subject.findings)
+def claim_rows(results: Mapping[str, Results]) -> list[tuple[str, ...]]:
+    """Every claim with what it was judged on, of each subject that has results."""
+    return [
+        (
+            subject.name,
+            found.claim.text,
+            found.claim.place,
+            found.figure,
+            found.judgement.verdict,
+            found.judgement.numbers,
+        )
+        for subject in subjects(results)
+        if subject.has_run
+        for found in subject.findings
     ]
-    table = markdown_table(["claim", "in the paper", "here", "verdict", "numbers"], rows)
-    return _folded(f"On {subject.name}", table, open=False)
 
 
 def _section(name: str, plan: Planned, dataset: str, runs: Sequence[Result]) -> list[str]:
-    """The picture of a figure on a data set, and its tables."""
-    own = dataset == plan.dataset
-    picture = f"../results/{'' if own else f'{dataset}/'}{name}.svg"
-    parts = [f"**{dataset}**{_trained_otherwise(runs)}", f"![{plan.title}, {dataset}]({picture})"]
-    return parts + [_shown(table, runs, own=own) for table in TABLES.get(name, ())]
+    """The pictures of a figure on a data set, its short table, and where all numbers are."""
+    stem = f"../results/{'' if dataset == plan.dataset else f'{dataset}/'}{name}"
+    parts = [f"**{dataset}**{_trained_otherwise(runs)}, [all numbers]({stem}.csv)"]
+    parts.append(f"![{plan.title}, {dataset}]({stem}.svg)")
+    if has_bands(runs):
+        parts.append(f"![Reliability of some methods, {dataset}]({stem}-reliability.svg)")
+    return [*parts, short_table(runs)] if name.startswith("table-") else parts
 
 
-def _shown(table: Table, runs: Sequence[Result], *, own: bool) -> str:
-    return _folded(table.title, table.make(runs), open=table.open and own)
-
-
-def _folded(title: str, content: str, *, open: bool) -> str:
-    return f"<details{' open' if open else ''}><summary>{title}</summary>\n\n{content}\n\n</details>"
+def has_bands(runs: Sequence[Result]) -> bool:
+    """Whether methods were measured with reliability curves beside their scores."""
+    return any("band" in scores for run in runs for scores in run["measured"].values() if isinstance(scores, dict))
 
 
 def _trained_otherwise(runs: Sequence[Result]) -> str:
@@ -107,9 +112,10 @@ _HOURS = """Hours are those of the machines that the runs were on: two cores, sh
 named. A run that several figures share counts in each of them."""
 
 _HOW_JUDGED = f"""
-Numbers are mean ± standard deviation over seeds; a number without ± is of a single seed. A trend compares the most
-workers with the fewest. A difference counts if its 95 % t interval over seeds excludes 0 (paired if both sides come
-from the same runs), and if it is also larger than about two standard errors of 10,000 test examples, since all seeds
-share the test set: {LEAST["NLL"]} for accuracy and NLL, {LEAST["calibration"]} for the calibration error. On mnist5k,
-with its 1,000 test examples, it has to be √10 times as large. With a single seed, only the second condition applies.
+[claims.csv](../results/claims.csv) has the numbers behind every verdict, as mean ± standard deviation over seeds; a
+number without ± is of a single seed. A trend compares the most workers with the fewest. A difference counts if its 95 %
+t interval over seeds excludes 0 (paired if both sides come from the same runs), and if it is also larger than about two
+standard errors of 10,000 test examples, since all seeds share the test set: {LEAST["NLL"]} for accuracy and NLL,
+{LEAST["calibration"]} for the calibration error. On mnist5k, with its 1,000 test examples, it has to be √10 times as
+large. With a single seed, only the second condition applies.
 """

@@ -51,7 +51,15 @@ class Standard:
         return LEAST[kind] * (1.0 if kind == "rounds" else math.sqrt(10_000 / self.test_examples))
 
 
-STANDARDS = {"mnist": Standard(10_000, 0.98), "mnist5k": Standard(1000, 0.88), "cifar10": Standard(10_000, 0.8)}
+_CIFAR10 = Standard(10_000, 0.8)
+STANDARDS = {
+    "mnist": Standard(10_000, 0.98),
+    "mnist5k": Standard(1000, 0.88),
+    "cifar10-short": _CIFAR10,
+    "cifar10-long": _CIFAR10,
+    "cifar10": _CIFAR10,
+}
+"""By data set, and budget where there are several."""
 
 Judge = Callable[[Sequence[Result], Standard], Judgement]
 """From the runs of one model, at least one, to what they say."""
