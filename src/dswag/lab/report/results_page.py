@@ -68,7 +68,7 @@ def _section(name: str, plan: Planned, dataset: str, runs: Sequence[Result]) -> 
     stem = f"../results/{'' if dataset == plan.dataset else f'{dataset}/'}{name}"
     parts = [f"**{dataset}**{_trained_otherwise(runs)}, [all numbers]({stem}.csv)"]
     parts.append(f"![{plan.title}, {dataset}]({stem}.svg)")
-    if has_bands(runs):
+    if name.startswith("table-") and has_bands(runs):
         parts.append(f"![Reliability of some methods, {dataset}]({stem}-reliability.svg)")
     return [*parts, short_table(runs)] if name.startswith("table-") else parts
 
