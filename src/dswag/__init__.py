@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dswag.algorithms.calibration import calibrate
     from dswag.algorithms.conformal import Conformal, conformal
+    from dswag.algorithms.export import export
     from dswag.algorithms.prediction import Predictive, ensemble, predict, predictive, predictive_stream
     from dswag.algorithms.regression import Regression, regression
     from dswag.algorithms.server_update import Server
@@ -59,6 +60,7 @@ _HOMES = {
     "ensemble": "dswag.algorithms.prediction",
     "evaluate": "dswag.algorithms.training",
     "explore": "dswag.algorithms.training",
+    "export": "dswag.algorithms.export",
     "predict": "dswag.algorithms.prediction",
     "predictive": "dswag.algorithms.prediction",
     "predictive_stream": "dswag.algorithms.prediction",
@@ -110,6 +112,7 @@ __all__ = [
     "ensemble",
     "evaluate",
     "explore",
+    "export",
     "predict",
     "predictive",
     "predictive_stream",

@@ -78,7 +78,7 @@ def predictive(
             whose link is not known, or no inputs.
         FloatingPointError: a draw whose outputs are not finite, named.
     """
-    reading = _reading(posterior, engine, link, class_axis)
+    reading = reading_of(posterior, engine, link, class_axis)
     members = draws_of(
         model,
         posterior,
@@ -119,7 +119,7 @@ def predictive_stream(
     iterating over the batches once for each draw would need a source that yields the same batches every time, as a
     shuffled loader does not.
     """
-    reading = _reading(posterior, options.get("engine"), link, class_axis)
+    reading = reading_of(posterior, options.get("engine"), link, class_axis)
     members = draws_of(model, posterior, **options)
     return (
         Predictive(*of_batch, class_axis=averages.class_axis).tempered(posterior.temperature)
@@ -325,7 +325,8 @@ def outputs(
         del batches  # before the next are read
 
 
-def _reading(posterior: Posterior, engine: Engine | None, link: Link | None, class_axis: int | None) -> Reading:
+def reading_of(posterior: Posterior, engine: Engine | None, link: Link | None, class_axis: int | None) -> Reading:
+    """How outputs are read: as the caller says, the posterior knows, or the engine's loss implies."""
     known = getattr(posterior, "link", None)
     return Reading.of(link, class_axis, known=known, loss=getattr(engine, "loss", None))
 
