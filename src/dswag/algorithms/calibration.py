@@ -113,7 +113,7 @@ def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_example
     return best if gain > SIGNIFICANCE * error else 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gains:
     """Sums over the held-out examples of all clients, by group of draws and temperature."""
 

@@ -138,7 +138,7 @@ class ConformalTask(Task):
     """Variance of the targets of a regression, for a model that does not return it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
     """What a client answers to a task."""
 
@@ -146,7 +146,7 @@ class Result:
     client: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class TrainResult(Result):
     """What a client answers to a `TrainTask`."""
 
@@ -157,7 +157,7 @@ class TrainResult(Result):
     """Mean training loss of the last local epoch."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LayerStatistics:
     """The inputs of one BatchNorm layer: per channel, their mean and the sum of squared distances from it."""
 
@@ -188,7 +188,7 @@ class EvaluateResult(Result):
     """Expected calibration error of these predictions, in bins of equal mass; None where `num_correct` is."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CalibrateResult(Result):
     """What a client answers to a `CalibrateTask`: sums over its examples, by group of draws and temperature."""
 
@@ -202,7 +202,7 @@ class CalibrateResult(Result):
     """Sums of the squares of each example's gain."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class ConformalResult(Result):
     """What a client answers to a `ConformalTask`."""
 

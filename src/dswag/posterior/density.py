@@ -137,7 +137,7 @@ def covariance(gaussian: Gaussian, indices: Tensor | Sequence[int]) -> Float64[T
     return factor.T @ factor + same * v
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Sums:
     """What one pass over θ gathers."""
 

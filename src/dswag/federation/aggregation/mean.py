@@ -12,7 +12,7 @@ from dswag.federation.aggregation.clipping import clipped
 from dswag.federation.contract import TrainResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Aggregate:
     """The aggregated θ of one round, with what the history wants to know of the clients."""
 

@@ -31,7 +31,7 @@ class CheckpointFileError(ValueError):
     """A file holds no weights that can be read, or not the weights that the others hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StateDict:
     """The tensors of a checkpoint by name, mapped from their file where its kind allows."""
 
