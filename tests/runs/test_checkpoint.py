@@ -86,7 +86,7 @@ def test_a_foreign_or_newer_file_is_refused_by_name(path):
     save_file({"theta": THETA}, path, described)
     with pytest.raises(CheckpointError, match="is no dswag checkpoint: expected format dswag-checkpoint, got dswag-po"):
         Checkpoint.load(path)
-    save_file({"theta": THETA}, path, {"format": "dswag-checkpoint", "format_version": "99", "dswag_version": "7.0"})
+    save_file({"theta": THETA}, path, {"format": "dswag-checkpoint", "format_version": "99", "dswag": "7.0"})
     with pytest.raises(
         CheckpointError, match=r"format version 99, this dswag reads up to 1: install dswag 7.0 or newer"
     ):

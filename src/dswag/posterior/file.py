@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from dswag.core.checksums import fingerprint
 from dswag.core.parameters import Layout
+from dswag.core.provenance import provenance
 from dswag.core.shards import Shards
 
 _FORMAT = "dswag-posterior"
@@ -38,7 +38,7 @@ def metadata(
     described = {
         "format": _FORMAT,
         "format_version": str(_FORMAT_VERSION),
-        "dswag_version": version("dswag"),
+        **provenance(),
         "count": str(count),
         "within_scale": repr(within_scale),
         "between_scale": repr(between_scale),
@@ -121,5 +121,5 @@ def _check_format(path: str | Path, described: dict[str, str]) -> None:
     if int(described["format_version"]) > _FORMAT_VERSION:
         raise PosteriorFileError(
             f"{path} has format version {described['format_version']}, this dswag reads up to {_FORMAT_VERSION}: "
-            f"install dswag {described.get('dswag_version', '')} or newer"
+            f"install dswag {described.get('dswag', '')} or newer"
         )

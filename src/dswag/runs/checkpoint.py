@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from dswag.config import Config, differences
 from dswag.core.atomic_files import replacing, save_tensors
 from dswag.core.checksums import fingerprint
 from dswag.core.parameters import Layout
+from dswag.core.provenance import provenance
 
 _FORMAT = "dswag-checkpoint"
 _FORMAT_VERSION = 1
@@ -48,7 +48,7 @@ class Checkpoint:
         metadata = {
             "format": _FORMAT,
             "format_version": str(_FORMAT_VERSION),
-            "dswag_version": version("dswag"),
+            **provenance(),
             "described": text,
             "fingerprint": fingerprint(present, text),
         }
@@ -121,5 +121,5 @@ def _check_format(path: str | Path, metadata: Mapping[str, Any]) -> None:
     if int(metadata["format_version"]) > _FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {metadata['format_version']}, this dswag reads up to {_FORMAT_VERSION}: "
-            f"install dswag {metadata.get('dswag_version', '')} or newer"
+            f"install dswag {metadata.get('dswag', '')} or newer"
         )

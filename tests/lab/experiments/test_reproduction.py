@@ -79,7 +79,9 @@ def test_a_result_says_what_it_is_of(plan, tmp_path):
     result = json.loads((tmp_path / "results" / "fig5-left" / "clients-2_seed-0.json").read_text())
     assert result["config"]["clients"] == 2
     assert "data_dir" not in result["config"]
-    assert {"dswag", "torch", "python", "system", "processor"} <= set(result["environment"])
+    assert {"dswag", "commit", "results_version", "torch", "python", "system", "processor"} <= set(
+        result["environment"]
+    )
     assert result["seconds"] > 0
     assert len(result["measured"]["rounds"]) == 1
 
@@ -98,6 +100,18 @@ def edited(path, change):
     result = json.loads(path.read_text())
     change(result)
     path.write_text(json.dumps(result))
+
+
+def test_results_from_before_a_fix_are_measured_again(plan, tmp_path):
+    run(plan, tmp_path, only=("seed-0",))
+    results = tmp_path / "results"
+    fixed = replace(plan, results_version=2)
+    assert (len(remaining(plan, results)), len(remaining(fixed, results))) == (2, 4)
+    path = results / "fig5-left" / "clients-2_seed-0.json"
+    edited(path, lambda result: result["environment"].update(results_version="2"))
+    assert (len(remaining(fixed, results)), len(present(fixed, results))) == (3, 1)
+    edited(path, lambda result: result["environment"].pop("results_version"))  # older than versions of results
+    assert (len(remaining(plan, results)), len(remaining(fixed, results))) == (2, 4)
 
 
 def test_other_settings_or_options_make_a_result_old(plan, tmp_path):

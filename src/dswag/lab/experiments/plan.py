@@ -46,6 +46,8 @@ class Plan:
     seconds: float
     """What a case takes on two cores, its training included."""
     cases: tuple[Case, ...]
+    results_version: int = 1
+    """What was measured by an older version (`provenance.RESULTS_VERSION`) is measured again."""
 
 
 def load(name: str, *, quick: bool = False, dataset: str | None = None, budget: str | None = None) -> Plan:
@@ -80,6 +82,7 @@ def load(name: str, *, quick: bool = False, dataset: str | None = None, budget: 
         title=table["title"],
         measure=table["measure"],
         seconds=small.get("seconds", table["seconds"]),
+        results_version=table.get("results_version", 1),
         cases=tuple(
             _case(settings, shared, options, source=f"{name}.toml")
             for settings in _expanded(small.get("cases", table["cases"]))

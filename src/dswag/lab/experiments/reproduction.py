@@ -67,12 +67,12 @@ def remaining(plan: Plan, results: Path, *, only: tuple[str, ...] = ()) -> list[
     """The cases that have no result with today's settings, those of the lowest seed first."""
     cases = sorted(plan.cases, key=lambda case: case.recipe.seed)
     chosen = [case for case in cases if set(only) <= set(case.parts)]
-    return [case for case in chosen if not _is_current(case, _path(plan, case, results))]
+    return [case for case in chosen if not _is_current(plan, case, results)]
 
 
 def present(plan: Plan, results: Path) -> list[dict[str, Any]]:
     """The results that there are, in the order of the cases."""
-    paths = [_path(plan, case, results) for case in plan.cases if _is_current(case, _path(plan, case, results))]
+    paths = [_path(plan, case, results) for case in plan.cases if _is_current(plan, case, results)]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
@@ -87,11 +87,17 @@ def _path(plan: Plan, case: Case, results: Path) -> Path:
     return results / plan.name / f"{case.name}.json"
 
 
-def _is_current(case: Case, path: Path) -> bool:
-    """Whether the file is of these settings; one that it does not name was at its default when it was written."""
+def _is_current(plan: Plan, case: Case, results: Path) -> bool:
+    """Whether its file is of these settings, and not older than what last changed its numbers.
+
+    A setting that the file does not name was at its default when it was written.
+    """
+    path = _path(plan, case, results)
     if not path.exists():
         return False
     result = json.loads(path.read_text(encoding="utf-8"))
+    if int(result["environment"].get("results_version", 1)) < plan.results_version:
+        return False
     defaults = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
     expected = _as_read({**defaults, **_config(case.recipe)})
     found = {**_as_read(defaults), **result["config"]}

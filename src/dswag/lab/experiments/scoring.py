@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dswag.algorithms.prediction import Predictive, ensemble, predictive
+from dswag.core.provenance import provenance
 from dswag.core.randomness import derive_seed
 from dswag.data.applied import applied
 from dswag.data.datasets import ImageDataset
@@ -232,7 +232,7 @@ def metrics(scored: Sequence[Scored], recipe: Recipe, seconds: Mapping[str, floa
 def environment() -> dict[str, str]:
     """Where something was computed, and with what."""
     return {
-        "dswag": version("dswag"),
+        **provenance(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
