@@ -36,6 +36,7 @@ SHARES = ("clients_per_round", "explorers", "min_clients", "byzantine")
 
 BAD = [
     *((name, value) for name in COUNTS for value in (0, -1, 1.0, 2.5, True, "3", None, math.nan)),
+    *(("explore_rounds", value) for value in (0, -1, 1.0, True, "3", 2)),  # 2 does not divide five epochs
     *((name, value) for name in (*RATES, *OTHER_RATES) for value in (0, 0.0, -0.1)),
     *((name, value) for name in FLOATS for value in (math.nan, math.inf, -math.inf, "0.1", True, [0.1])),
     *((name, None) for name in ("learning_rate", "momentum", "weight_decay", "scale")),
@@ -202,6 +203,9 @@ def test_settings_without_a_value_are_left_out_of_the_file(tmp_path):
     text = (tmp_path / "config.toml").read_text()
     absent = {
         "final_learning_rate",
+        "explore_rounds",
+        "explore_learning_rate",
+        "explore_final_learning_rate",
         "stop_accuracy",
         "clip_update",
         "clip_gradient",

@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,6 +23,12 @@ from dswag.posterior.robust_moments import SPARE
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[int, Field(strict=True)] | Annotated[float, Field(strict=True)]
+
+
+PAPER: Mapping[str, Any] = MappingProxyType(
+    {"explore_rounds": 1, "explore_learning_rate": 0.01, "explore_final_learning_rate": 0.001}
+)
+"""What `Config.paper` sets."""
 
 
 @validated
@@ -73,14 +80,20 @@ class Config:
     """Phase 2: clients that explore (P in line 16): 1 is one client, 1.0 all of them."""
     explore_epochs: Count = 5
     """Phase 2: epochs on each explorer (M)."""
-    explore_learning_rate: Rate = 0.01
-    """Phase 2: learning rate at the start of each cycle (α₁ of η_l2)."""
-    explore_final_learning_rate: Rate = 0.001
-    """Phase 2: learning rate towards which it falls in each cycle (α₂ of η_l2)."""
+    explore_rounds: Count | None = None
+    """Phase 2: exchanges over which its epochs are spread, the explorers averaged after each but the last; 1 in the
+    paper. If not given, as many as leave an explorer an epoch for each of its snapshots: M for a single one."""
+    explore_learning_rate: Rate | None = None
+    """Phase 2: learning rate at the start of each cycle (α₁ of η_l2); if not given, that at the end of phase 1, or a
+    fifth of it where explorers train alone all the time."""
+    explore_final_learning_rate: Rate | None = None
+    """Phase 2: learning rate towards which it falls in each cycle (α₂ of η_l2); if not given, a tenth of that one."""
     cycles: Count = 1
-    """Phase 2: learning rate cycles on each explorer, of M / cycles epochs each; a divisor of M."""
+    """Phase 2: learning rate cycles on each explorer, of M / cycles epochs each; a divisor of M. Several need a single
+    exchange."""
     snapshots_per_cycle: Count = 1
-    """Phase 2: snapshots of θ that each explorer gives in a cycle, evenly spaced, the last at its end."""
+    """Phase 2: snapshots of θ that each explorer gives in a cycle of the last exchange, evenly spaced, the last at its
+    end."""
 
     batch_size: Count = 50
     """Client update: largest size of a minibatch; the batches of an epoch differ in size by at most one."""
@@ -140,8 +153,19 @@ class Config:
                 cohort_size(getattr(self, name), self.clients)
             except ValueError as error:
                 faults.append(f"{name}: {error}")
-        period = self.explore_epochs // self.cycles
-        if self.explore_epochs % self.cycles:
+        exchanges = self.explore_rounds or 1
+        period = self.explore_epochs // exchanges // self.cycles
+        if self.explore_epochs % exchanges:
+            faults.append(
+                f"explore_rounds must divide explore_epochs, got {exchanges} for {self.explore_epochs} epochs: "
+                "all exchanges have the same number of epochs"
+            )
+        elif exchanges > 1 and self.cycles > 1:
+            faults.append(
+                f"cycles are those of explorers that train alone, got {self.cycles} in {exchanges} exchanges: "
+                "set explore_rounds or cycles to 1"
+            )
+        elif self.explore_epochs % self.cycles:
             faults.append(
                 f"cycles must divide explore_epochs, got {self.cycles} cycles in {self.explore_epochs} epochs: "
                 "the last cycle would end early"
@@ -149,6 +173,7 @@ class Config:
         elif self.snapshots_per_cycle > period:
             faults.append(
                 f"snapshots_per_cycle must be at most {period}, the epochs of a cycle, got {self.snapshots_per_cycle}"
+                + (": lower explore_rounds" if exchanges > 1 else "")
             )
         if self.rate_factors and len(self.rate_factors) != self.clients:
             faults.append(
@@ -194,6 +219,32 @@ class Config:
         """The settings on which the outcome of a run depends; a resumed run keeps them."""
         return asdict(self)
 
+    @classmethod
+    def paper(cls, **settings: Any) -> Self:
+        """These settings, and where they leave a choice that of the paper: explorers that train alone, no calibration.
+
+        So are all figures of the paper reproduced. Where the paper gives no number, such as a learning rate, it is one
+        that suits this form.
+        """
+        return cls(**{**PAPER, **settings})
+
+    @property
+    def explore_exchanges(self) -> int:
+        """Exchanges of phase 2, the last of which gives the snapshots."""
+        if self.explore_rounds is not None:
+            return self.explore_rounds
+        if self.cycles > 1 or cohort_size(self.explorers, self.clients) == 1:
+            return 1
+        most = self.explore_epochs // self.snapshots_per_cycle
+        return next(number for number in range(most, 0, -1) if self.explore_epochs % number == 0)
+
+    @property
+    def explore_learning_rates(self) -> tuple[float, float]:
+        """α₁ and α₂ of phase 2."""
+        last = self.final_learning_rate or self.learning_rate  # of phase 1
+        first = self.explore_learning_rate or (last if self.explore_exchanges > 1 else last / 5)
+        return first, self.explore_final_learning_rate or first / 10
+
     @property
     def training_part(self) -> Part | None:
         """Which of a client's examples training sees; all where none are held out."""
@@ -225,8 +276,10 @@ class Config:
         return max(needed, min(share, clients) if isinstance(share, int) else cohort_size(share, clients))
 
     @classmethod
-    def from_toml(cls, path: str | Path, **overrides: Any) -> Self:
+    def from_toml(cls, path: str | Path, defaults: Mapping[str, Any] = MappingProxyType({}), **overrides: Any) -> Self:
         """The settings in a TOML file, replaced by `overrides` where given, with defaults for all others.
+
+        The `defaults` given, such as `PAPER`, come before those of the class.
 
         Raises:
             ConfigError: a file that is not TOML, unknown keys, or impossible values, with a line for each fault.
@@ -236,7 +289,9 @@ class Config:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is no TOML file: {error}") from None
-        return cls.checked({**values, **overrides}, source=f"{path} and overrides" if overrides else str(path))
+        return cls.checked(
+            {**defaults, **values, **overrides}, source=f"{path} and overrides" if overrides else str(path)
+        )
 
     @classmethod
     def checked(cls, values: dict[str, Any], *, source: str) -> Self:

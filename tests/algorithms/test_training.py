@@ -2,10 +2,12 @@
 
 import math
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from attackers import Attacked, constant
 from folding import fold_answers
 from slow_reference import (
     columns_as_printed,
@@ -29,12 +31,13 @@ from dswag import (
     synchronize,
     train,
 )
+from dswag.algorithms.schedules import linear
 from dswag.algorithms.training import _train_tasks
 from dswag.client.stability import DivergenceError, has_diverged
 from dswag.core.randomness import derive_seed, generator_for
 from dswag.federation.client_sampling import sample_clients
 from dswag.federation.folds import Snapshots
-from dswag.federation.round_trip import Missing
+from dswag.federation.round_trip import Missing, round_trip
 
 SETTINGS = {
     "clients": 4,
@@ -262,9 +265,52 @@ def test_divergence_names_client_round_epoch_and_rate(make_model, make_clients):
         train(make_model(), make_clients(), config)
 
 
+def test_explorers_are_averaged_after_every_round_trip_but_the_last(make_model, make_clients):
+    config = Config(clients=3, rounds=2, explore_epochs=4, explore_rounds=2, snapshots_per_cycle=2, rank=4)
+    engine = InProcess(make_model(), make_clients())
+    theta = Layout.of(make_model()).flatten(make_model())
+    rates = linear(config.learning_rate, config.learning_rate / 10, 4)
+    clients = sample_clients(1.0, 3, seed=config.seed, phase=2, round=0)
+    seeds = [[derive_seed(config.seed, 2, number, client) for client in clients] for number in range(2)]
+
+    def snapshots(start, number, after):
+        tasks = [
+            replace(task, learning_rates=rates[2 * number : 2 * number + 2], snapshots=after, seed=seed)
+            for task, seed in zip(_train_tasks(config, clients, (), (), phase=2, round=0), seeds[number], strict=True)
+        ]
+        return round_trip(engine, {"theta": start}, tasks, Snapshots()).fold.result()
+
+    average = snapshots(theta, 0, (2,)).double().mean(0).float()
+    done = explore(engine, theta, config, Snapshots())
+    torch.testing.assert_close(done.fold.result(), snapshots(average, 1, (1, 2)))
+    assert done.bytes_up == 3 * (4 * len(theta) + 8 * 4) + 3 * (2 * 4 * len(theta) + 8 * 4)
+
+
+def test_one_exchange_of_exploring_is_the_paper_s(make_model, make_clients):
+    engine = InProcess(make_model(), make_clients())
+    theta = Layout.of(make_model()).flatten(make_model())
+    printed = Config.paper(clients=3, explore_epochs=3)
+    alone = Config(clients=3, explore_epochs=3, explore_rounds=1)  # a fifth of phase 1's rate, down to a tenth of that
+    outcomes = [explore(engine, theta, config, Snapshots()).fold.result() for config in (printed, alone)]
+    assert torch.equal(*outcomes)
+
+
+def test_every_average_of_explorers_withstands_malicious_ones(make_model, make_clients):
+    config = Config(
+        clients=5, byzantine=1, aggregation="median", moments="median", explore_epochs=2, explore_learning_rate=0.01
+    )
+    engine = InProcess(make_model(), make_clients((20, 33, 11, 26, 30)))
+    theta = Layout.of(make_model()).flatten(make_model())
+    honest, attacked = (
+        explore(each, theta, config, collect(theta, config)).fold.finish()
+        for each in (engine, Attacked(engine, 1, constant))
+    )
+    assert (attacked.mean - honest.mean).norm() < 0.1 * (honest.mean - theta).norm() + 0.1
+
+
 def test_divergence_in_phase_2_is_named(make_model, make_clients):
     config = Config(clients=3, rounds=1, explore_learning_rate=1e30, explore_final_learning_rate=1e30)
-    with pytest.raises(ClientError, match=r"client \d failed in phase 2, epoch"):
+    with pytest.raises(ClientError, match=r"client \d failed in phase 2, round \d, epoch"):
         train(make_model(), make_clients(), config)
 
 
@@ -472,7 +518,7 @@ def test_a_run_keeps_the_weights_of_its_last_round_alone(make_model, make_client
             rounds.append(weakref.ref(payload["theta"]))
             return super().answers(payload, tasks)
 
-    model, config = make_model(), Config(clients=3, rounds=5)
+    model, config = make_model(), Config.paper(clients=3, rounds=5)
     run = train(model, (), config, engine=Watching(model, make_clients()))
     assert [round.number for round in run.history] == [1, 2, 3, 4, 5]
     assert [theta() is None for theta in rounds] == [True] * 5 + [False]  # phase 2 starts from θ_T

@@ -82,7 +82,7 @@ def test_answers_missing_in_the_middle_are_folded_in_their_turn(engine, theta, t
     folder = tmp_path / "answers"
     whole = explore(Recorded(engine, folder), theta, CONFIG, Snapshots()).fold
     for index in (1, 3):
-        (folder / f"0000{index}.safetensors").unlink()
+        _answer(folder, index).unlink()
     rest, order = Counting(engine), []
     fold = explore(Recorded(rest, folder, answered=lambda: order.append(len(rest.asked))), theta, CONFIG, Snapshots())
     assert rest.asked == [1, 3]
@@ -98,11 +98,14 @@ def test_all_saved_means_nobody_is_asked(engine, theta, tmp_path):
 
 
 def test_what_a_killed_process_left_of_an_answer_goes_when_it_is_saved(engine, theta, tmp_path):
-    half = tmp_path / ".00002.safetensors.x"
+    explore(Recorded(engine, tmp_path), theta, CONFIG, Snapshots())
+    answer = _answer(tmp_path, 2)
+    answer.unlink()
+    half = tmp_path / f".{answer.name}.x"
     half.mkdir()
     (half / ".tmpabcdef").write_text("left by safetensors")
     explore(Recorded(engine, tmp_path), theta, CONFIG, Snapshots())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"0000{index}.safetensors" for index in range(5)]
+    assert sorted(tmp_path.iterdir()) == [_answer(tmp_path, index) for index in range(5)]
 
 
 DAMAGES = {
@@ -111,14 +114,14 @@ DAMAGES = {
     "one bit of a number": lambda path: flip(path, path.read_bytes().index(b"num_examples") + 16),
     "text": lambda path: path.write_text("no tensors"),
     "a folder's worth of nothing": lambda path: path.unlink(),
-    "another client's": lambda path: path.write_bytes(path.with_name("00003.safetensors").read_bytes()),
+    "another client's": lambda path: path.write_bytes(_answer(path.parent, 3).read_bytes()),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_an_answer_that_was_damaged_is_asked_for_again(engine, theta, tmp_path, damage):
     whole = explore(Recorded(engine, tmp_path), theta, CONFIG, Snapshots()).fold.result()
-    damage(tmp_path / "00002.safetensors")
+    damage(_answer(tmp_path, 2))
     rest = Counting(engine)
     assert torch.equal(explore(Recorded(rest, tmp_path), theta, CONFIG, Snapshots()).fold.result(), whole)
     assert rest.asked == [2]
@@ -194,7 +197,7 @@ def test_an_answer_that_ended_an_exchange_is_not_saved(tmp_path):
     payload, tasks = {"theta": torch.zeros(2)}, [train_task(index) for index in range(2)]
     with pytest.raises(ClientError, match="client 1 failed"):
         round_trip(Recorded(Scripted(good, bad), tmp_path), payload, tasks, Snapshots())
-    assert [path.name for path in tmp_path.iterdir()] == ["00000.safetensors"]
+    assert list(tmp_path.iterdir()) == [_answer(tmp_path, 0)]
 
 
 def test_other_tasks_go_through_unrecorded(engine, theta, tmp_path):
@@ -217,5 +220,11 @@ class Ignoring:
 
 def test_a_place_that_cannot_be_written_is_one_error(engine, theta, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SaveError, match=r"00000.safetensors cannot be written \(.*\): make room for the clients' ans"):
+    with pytest.raises(SaveError, match=r"00000-\w+.safetensors cannot be written \(.*\): make room for"):
         explore(Recorded(engine, tmp_path / "file" / "answers"), theta, CONFIG, Snapshots())
+
+
+def _answer(folder, index):
+    """The file of the answer to the task with this index."""
+    (path,) = folder.glob(f"{index:05d}-*.safetensors")
+    return path

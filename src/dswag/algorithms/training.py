@@ -105,21 +105,38 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
 
 
 def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector: FoldT) -> RoundTrip[FoldT]:
-    """Phase 2: sampled clients continue alone from θ_T; the collector takes in their snapshots as they come.
+    """Phase 2: sampled clients continue from θ_T; the collector takes in their last snapshots as they come.
 
-    The collector is the `fold` of the round trip that is returned.
+    As printed, every client continues alone (`explore_rounds` = 1). With more round trips, the explorers are averaged
+    after each but the last, by the rule of line 12, and continue from there together.
+
+    The collector is the `fold` of the round trip that is returned; its bytes and missing clients are those of all.
 
     Raises:
         ClientError, TooFewClientsError: from `round_trip`.
     """
     clients = sample_clients(config.explorers, config.clients, seed=config.seed, phase=2, round=0)  # l. 16
-    period = config.explore_epochs // config.cycles
-    first_rate, last_rate = config.explore_learning_rate, config.explore_final_learning_rate
-    rates = schedules.cyclic(first_rate, last_rate, config.explore_epochs, period)
-    snapshots = schedules.cycle_snapshots(config.explore_epochs, period, config.snapshots_per_cycle)
-    tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=0)
+    plan = schedules.exploration(config)
+    missing: list[Missing] = []
+    bytes_down = bytes_up = 0
+    for number, (rates, snapshots) in enumerate(plan[:-1]):
+        tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=number)
+        update = aggregator(config.aggregation, theta, byzantine=config.byzantine, clip_update=config.clip_update)
+        enough = config.enough_of(len(tasks), phase=1)
+        together = round_trip(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 17-23
+        theta = together.fold.result().theta  # l. 12
+        missing += together.missing
+        bytes_down, bytes_up = bytes_down + together.bytes_down, bytes_up + together.bytes_up
+    rates, snapshots = plan[-1]
+    tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=len(plan) - 1)
     enough = config.enough_of(len(tasks), phase=2)
-    return round_trip(engine, {"theta": theta}, tasks, collector, minimum=enough)  # l. 17-24
+    done = round_trip(engine, {"theta": theta}, tasks, collector, minimum=enough)  # l. 17-24
+    return replace(
+        done,
+        missing=(*missing, *done.missing),
+        bytes_down=bytes_down + done.bytes_down,
+        bytes_up=bytes_up + done.bytes_up,
+    )
 
 
 def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = None) -> Moments | RobustMoments:
@@ -175,6 +192,10 @@ def _check_divergence(state: Server, loss: float, rate: float, config: Config) -
         raise DivergenceError(f"round {state.round} diverged: θ is not finite: {advice}")
 
 
+def _exploring(config: Config, round: int) -> str:
+    return "phase 2" if config.explore_exchanges == 1 else f"phase 2, round {round + 1}"
+
+
 def _train_tasks(
     config: Config,
     clients: tuple[int, ...],
@@ -188,7 +209,7 @@ def _train_tasks(
         TrainTask(
             index=index,
             client=client,
-            occasion=f"round {round + 1}" if phase == 1 else f"phase {phase}",
+            occasion=f"round {round + 1}" if phase == 1 else _exploring(config, round),
             part=config.training_part,
             time_limit=config.client_time_limit,
             learning_rates=tuple(config.rate_factor(client) * rate for rate in learning_rates),

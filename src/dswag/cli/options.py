@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from dswag.config import ConfigError, differences
+from dswag.config import PAPER, ConfigError, differences
 from dswag.federation.contract import Kind
 from dswag.lab.baselines import METHODS
 from dswag.lab.experiments.recipe import INDIFFERENT, Recipe
@@ -29,6 +29,8 @@ class Configured:
     """TOML file with settings, named like the flags but with underscores; flags win over it."""
     workers: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: one for each core)")] = None
     """Clients trained at a time; the result does not depend on it."""
+    paper: Switch = False
+    """Train as the paper prints it, wherever neither file nor flags say otherwise: explorers train alone."""
     json: Switch = False
     """Print the result as JSON; progress goes to standard error in any case."""
 
@@ -38,10 +40,11 @@ class Configured:
         Raises:
             ConfigError: a file that cannot be read, unknown settings, or values that cannot be; a line for each fault.
         """
+        printed = PAPER if self.paper else {}
         if self.config is None:
-            return Recipe.checked(self._flags(), source="flags")
+            return Recipe.checked({**printed, **self._flags()}, source="flags")
         try:
-            return Recipe.from_toml(self.config, **self._flags())
+            return Recipe.from_toml(self.config, printed, **self._flags())
         except OSError as error:
             raise ConfigError(f"{self.config} cannot be read: {error.strerror}") from None
 

@@ -20,7 +20,8 @@ class Recorded:
     """An engine that saves another's answers to training tasks, one file each, and uses saved ones the next time.
 
     Saved and new answers come in task order, so that a fold ends up with the same bits as if all answers were new. A
-    file is used only for the task and payload that it answers. An answer that does not fit its task is not saved.
+    file is used only for the task and payload that it answers; those of several round trips lie side by side. An answer
+    that does not fit its task is not saved.
 
     Args:
         engine: where the clients are.
@@ -85,7 +86,7 @@ class _Answer:
     @classmethod
     def to(cls, task: Task, payload: str, folder: Path) -> Self:
         """The file for the answer to this task about the payload with this fingerprint."""
-        return cls(task, folder / f"{task.index:05d}.safetensors", fingerprint({}, payload, repr(task)))
+        return cls(task, folder / f"{task.index:05d}-{payload[:8]}.safetensors", fingerprint({}, payload, repr(task)))
 
     def load(self, payload: Payload) -> TrainResult | None:
         """The answer; None where there is none, or none that can be read, or one to something else."""

@@ -109,7 +109,8 @@ def chosen(names: Sequence[str], recipe: Recipe) -> list[Method]:
         raise ConfigError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
     if recipe.stop_accuracy is not None:
         raise ConfigError("methods are compared at one budget: leave stop_accuracy out")
-    if recipe.explore_final_learning_rate > recipe.explore_learning_rate:
+    first_rate, last_rate = recipe.explore_learning_rates
+    if last_rate > first_rate:
         raise ConfigError("methods go on at rates that fall: explore_final_learning_rate must be the smaller one")
     methods = [METHODS[name] for name in dict.fromkeys(names)]
     tuning = [method.name for method in methods if method.holdout]

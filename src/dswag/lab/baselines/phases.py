@@ -79,6 +79,7 @@ def one_client(config: Config, epochs: int) -> Config:
         explorers=1,
         min_clients=1,
         explore_epochs=max(2, epochs),
+        explore_rounds=1,
         cycles=1,
         snapshots_per_cycle=2,
     )
@@ -87,9 +88,12 @@ def one_client(config: Config, epochs: int) -> Config:
 
 def snapshot_every_epoch(config: Config) -> Config:
     """The settings with a constant rate in phase 2, and a snapshot of every explorer after each of its epochs."""
+    rate, _ = replace(config, explore_rounds=1).explore_learning_rates
     return replace(
         config,
-        explore_final_learning_rate=config.explore_learning_rate,
+        explore_rounds=1,
+        explore_learning_rate=rate,
+        explore_final_learning_rate=rate,
         cycles=1,
         snapshots_per_cycle=config.explore_epochs,
     )
@@ -102,14 +106,16 @@ def further(config: ConfigT, *, constant: bool = False) -> ConfigT:
     """
     client_epochs = config.explore_epochs * cohort_size(config.explorers, config.clients)
     rounds = max(2, client_epochs // (config.local_epochs * cohort_size(config.clients_per_round, config.clients)))
-    first = config.explore_learning_rate
-    last = first if constant else config.explore_final_learning_rate
+    first, last = config.explore_learning_rates
+    last = first if constant else last
     # `synchronize` draws one line over all rounds: the one that is at α₁ where the further ones begin
     slope = (last - first) / (rounds * config.local_epochs - 1)
     return replace(
         config,
         rounds=config.rounds + rounds,
         learning_rate=first - slope * config.rounds * config.local_epochs,
+        explore_learning_rate=first,
+        explore_final_learning_rate=last,
         final_learning_rate=last,
     )
 
@@ -119,7 +125,7 @@ def plain_sgd(config: Config) -> Config:
 
     At the constant rate at which SGD with the momentum of phase 2 moves as fast.
     """
-    rate = config.explore_learning_rate / (1 - config.momentum)
+    rate = config.explore_learning_rates[0] / (1 - config.momentum)
     return replace(
         config,
         learning_rate=rate,

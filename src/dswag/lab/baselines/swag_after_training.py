@@ -10,8 +10,12 @@ from dswag.posterior.moments import Moments
 
 
 def global_posterior(trial: Trial) -> GaussianPosterior:
-    """Moments of the sequence of averaged models, one after each further round at the constant rate α₁."""
-    theta, config = trial.shared(phase_1), further(trial.config, constant=True)
+    """Moments of the sequence of averaged models, one after each further round.
+
+    As in the paper at the constant rate α₁; at rates that fall where Distributed SWAG's explorers are averaged.
+    """
+    theta = trial.shared(phase_1)
+    config = further(trial.config, constant=trial.config.explore_exchanges == 1)
     moments = Moments(theta, rank=config.rank, centering=config.centering, layout=trial.layout)
     for done in synchronize(trial.engine(), Server(theta, trial.config.rounds), config):
         moments.add(done.theta, index=done.number)

@@ -7,6 +7,7 @@ from importlib import resources
 from itertools import product
 from typing import Any
 
+from dswag.config import PAPER
 from dswag.lab.experiments.recipe import Recipe
 
 NAMES = ("fig4", "fig5-left", "fig5-right", "fig6", "fig7", "fig8", "table-mnist", "table-cifar10")
@@ -114,7 +115,7 @@ def _case(settings: Mapping[str, Any], shared: Mapping[str, Any], options: Mappi
     groups = options.get("groups", {})
     chosen = {"methods": groups[settings["group"]]} if "group" in settings else {}
     rest = {name: value for name, value in options.items() if name != "groups"}
-    return Case(settings, Recipe.checked({**shared, **own}, source=source), {**rest, **chosen})
+    return Case(settings, Recipe.checked({**PAPER, **shared, **own}, source=source), {**rest, **chosen})
 
 
 def _expanded(tables: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

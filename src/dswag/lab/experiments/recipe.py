@@ -74,7 +74,8 @@ class Recipe(Config):
                     f"{name} is a setting of partition {' and '.join(users)}, got partition {self.partition}: "
                     f"change it, or leave {name} out"
                 )
-        if self.equal_budget and self.explore_final_learning_rate > self.explore_learning_rate:
+        first_rate, last_rate = self.explore_learning_rates
+        if self.equal_budget and last_rate > first_rate:
             faults.append("equal_budget goes on at falling rates: explore_final_learning_rate must be the smaller one")
         if faults:
             raise ValueError("\n".join(faults))

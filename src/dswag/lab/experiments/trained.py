@@ -266,6 +266,7 @@ _PHASE_2 = frozenset(
     {
         "explorers",
         "explore_epochs",
+        "explore_rounds",
         "explore_learning_rate",
         "explore_final_learning_rate",
         "cycles",
