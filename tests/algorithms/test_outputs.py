@@ -147,6 +147,18 @@ def test_cross_entropy_says_that_classes_are_on_axis_1():
     assert torch.equal(dswag.predict(model, posterior, inputs()), expected)
 
 
+def test_a_loss_that_flattens_tokens_is_known_to_be_of_classes():
+    model = nn.Sequential(linear(), nn.Unflatten(1, (4, 3)))
+    clients = [(inputs(20), torch.randint(3, (20, 4), generator=generator_for(1)))] * 2
+
+    def loss(outputs, targets):
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    run = dswag.train(model, clients, dswag.Config(clients=2, rounds=1), loss=loss)
+    expected = dswag.predict(model, run.posterior, inputs(), link="softmax", class_axis=2)
+    assert torch.equal(dswag.predict(model, run.posterior, inputs()), expected)
+
+
 def test_outputs_that_are_no_logits_are_not_taken_for_them():
     model, run = trained(nn.MSELoss(), several)
     with pytest.raises(ValueError, match=r"takes its outputs as they are.*use dswag\.regression"):

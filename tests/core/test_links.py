@@ -27,6 +27,7 @@ class Focal(nn.Module):
         (lambda outputs, targets: F.cross_entropy(outputs, targets), "softmax"),
         (lambda outputs, targets: F.cross_entropy(outputs, targets.long(), label_smoothing=0.1), "softmax"),
         (Focal(), "softmax"),
+        (lambda outputs, targets: F.cross_entropy(outputs.flatten(0, 1), targets.flatten()), "softmax"),
         (nn.BCEWithLogitsLoss(pos_weight=torch.ones(5)), "sigmoid"),
         (partial(F.binary_cross_entropy_with_logits), "sigmoid"),
         (lambda outputs, targets: F.binary_cross_entropy_with_logits(outputs, targets.float()), "sigmoid"),
@@ -44,7 +45,9 @@ def test_the_link_is_that_of_the_loss(loss, link):
 
 def test_what_a_loss_of_ones_own_says_is_kept_as_far_as_it_goes():
     assert learned(nn.CrossEntropyLoss()) == "softmax"
-    assert learned(Focal()) is None  # a softmax, at an axis that only the loss knows
+    assert learned(lambda outputs, targets: F.cross_entropy(outputs.flatten(0, 1), targets.flatten())) is None  # last
+    assert learned(lambda outputs, targets: F.cross_entropy(outputs, targets)) == "softmax"
+    assert learned(Focal()) == "softmax"
     assert learned(lambda outputs, targets: ((outputs - targets) ** 2).mean()) == "unknown"
 
 

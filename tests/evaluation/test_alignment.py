@@ -65,6 +65,12 @@ def test_ignored_targets_do_not_count():
     padded = torch.where(some, targets, -100)
     assert score(probabilities, padded) == score(probabilities[some], targets[some])
     assert nll(probabilities, padded) == pytest.approx(float(F.cross_entropy(probabilities.log(), padded)))
+    void = padded.where(padded >= 0, 255).to(torch.uint8)  # as segmentation masks have it
+    assert score(probabilities, void, ignore_index=255) == score(probabilities, padded)
+    for metric in (accuracy, nll, brier, reliability, expected_calibration_error):
+        assert metric(probabilities, void, ignore_index=255) == metric(probabilities, padded)
+    with pytest.raises(ValueError, match="must lie in 0 to 2 for 3 classes, got 255"):
+        score(probabilities, void)
     with pytest.raises(ValueError, match="nothing to score: every target is -100"):
         score(probabilities, torch.full((40,), -100))
 

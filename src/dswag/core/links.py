@@ -75,9 +75,11 @@ def known_link(loss: Callable[..., Any]) -> Link | None:
 
 
 def learned(loss: Callable[..., Any]) -> Learned | None:
-    """What is kept with a posterior; None for a loss of classes at an axis that only it knows."""
+    """What is kept with a posterior; None for a loss of classes at another axis than 1, such as the last of tokens."""
     found = link_of(loss)
-    return None if found == "softmax" and not takes_classes_at_axis_1(loss) else found or "unknown"
+    if found == "softmax" and not takes_classes_at_axis_1(loss) and not _tried_on_classes(loss, *_AT_AXIS_1):
+        return None
+    return found or "unknown"
 
 
 def takes_classes_at_axis_1(loss: Callable[..., Any]) -> bool:
@@ -133,24 +135,34 @@ def _kind(loss: Any) -> Any:
     return type(loss) if isinstance(loss, nn.Module) else loss if inspect.isroutine(loss) else None
 
 
+# made up without a generator, so that no random numbers are used up
+_LOGITS = torch.tensor([[0.3, -1.2, 0.8], [-0.4, 0.9, 0.1], [1.1, 0.2, -0.7], [0.5, -0.6, 1.3]])
+_CLASSES = torch.tensor([0, 2, 1, 2])
+_YES_OR_NO = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+_EXAMPLES = _LOGITS, _CLASSES
+_TOKENS = _LOGITS.reshape(2, 2, 3), _CLASSES.reshape(2, 2)
+_AT_AXIS_1 = _LOGITS.reshape(2, 2, 3).movedim(2, 1), _CLASSES.reshape(2, 2)
+
+
 def _tried(loss: Callable[..., Any]) -> Link | None:
-    # made up without a generator: no random numbers are used up
-    logits = torch.tensor([[0.3, -1.2, 0.8], [-0.4, 0.9, 0.1], [1.1, 0.2, -0.7], [0.5, -0.6, 1.3]])
-    labels = torch.tensor([0, 2, 1, 2])
-    several = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-
-    def value(outputs: Tensor, targets: Tensor) -> float | None:
-        try:
-            with torch.no_grad():
-                found = loss(outputs, targets)
-            return float(found) if isinstance(found, Tensor) and not found.dim() else None
-        except Exception:  # a loss for other outputs
-            return None
-
-    first = value(logits, labels)
-    if first is not None and (moved := value(logits + 2.0, labels)) is not None and abs(moved - first) < 1e-5:
+    if any(_tried_on_classes(loss, *given) for given in (_EXAMPLES, _TOKENS, _AT_AXIS_1)):
         return "softmax"
-    binary = value(logits, several)
-    if binary is not None and abs(binary - float(F.binary_cross_entropy_with_logits(logits, several))) < 1e-5:
+    binary = _value(loss, _LOGITS, _YES_OR_NO)
+    if binary is not None and abs(binary - float(F.binary_cross_entropy_with_logits(_LOGITS, _YES_OR_NO))) < 1e-5:
         return "sigmoid"
     return None
+
+
+def _tried_on_classes(loss: Callable[..., Any], logits: Tensor, labels: Tensor) -> bool:
+    """Whether it takes them, and does not change when a constant is added to all logits."""
+    before, after = _value(loss, logits.clone(), labels.clone()), _value(loss, logits + 2.0, labels.clone())
+    return before is not None and after is not None and abs(after - before) < 1e-5
+
+
+def _value(loss: Callable[..., Any], outputs: Tensor, targets: Tensor) -> float | None:
+    try:
+        with torch.no_grad():
+            found = loss(outputs, targets)
+        return float(found) if isinstance(found, Tensor) and not found.dim() else None
+    except Exception:  # a loss for other outputs
+        return None

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
+from dswag.core.links import IGNORED
 from dswag.evaluation.alignment import aligned
 
 Binning = Literal["equal-mass", "equal-width"]
@@ -21,6 +22,7 @@ def reliability(
     *,
     bins: int = 20,
     binning: Binning = "equal-mass",
+    ignore_index: int | None = IGNORED,
 ) -> "Reliability":
     """Mean confidence and accuracy in bins of confidence; a bin without examples is left out.
 
@@ -40,7 +42,7 @@ def reliability(
     Raises:
         ValueError: fewer than one bin, an unknown binning, or predictions that `aligned` refuses.
     """
-    probabilities, targets = aligned(probabilities, targets)
+    probabilities, targets = aligned(probabilities, targets, ignore_index=ignore_index)
     confidence, predicted = probabilities.max(dim=1)
     return binned(confidence, predicted == targets, bins, binning)
 
@@ -82,12 +84,13 @@ def expected_calibration_error(
     *,
     bins: int = 20,
     binning: Binning = "equal-mass",
+    ignore_index: int | None = IGNORED,
 ) -> float:
     """Mean of |confidence - accuracy| over the bins of `reliability`, each with the share of its examples; in [0, 1].
 
     Source: Naeini, Cooper, Hauskrecht 2015 (equal width); Nguyen, O'Connor 2015 (equal mass).
     """
-    return reliability(probabilities, targets, bins=bins, binning=binning).error
+    return reliability(probabilities, targets, bins=bins, binning=binning, ignore_index=ignore_index).error
 
 
 @dataclass(frozen=True)
