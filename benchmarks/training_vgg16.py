@@ -24,7 +24,7 @@ from dswag.core.randomness import generator_for
 from dswag.data.augmentation import CropAndFlip
 from dswag.data.examples import Examples
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.federation.contract import ClientUpdate, Precision, TrainTask
 from dswag.federation.round_trip import round_trip
 from dswag.lab.models import build
 
@@ -32,6 +32,7 @@ BATCH, RATE, MOMENTUM = 128, 0.05, 0.9
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 DRAWS, IMAGES, REFRESHED = 30, 10_000, 2048
 """Of the predictions whose time is told."""
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 class Cropped(Dataset[tuple[Tensor, int]]):
@@ -111,11 +112,13 @@ def convolutions(network: nn.Module) -> float:
 def compare(num_clients: int, n: int, repeats: int) -> str:
     """One row of the table of training."""
     model, pixels, targets = _problem(n)
-    network, theta = model[1], dswag.Layout.of(model).flatten(model)
+    network, theta = model.get_submodule("1"), dswag.Layout.of(model).flatten(model)
     shares = torch.arange(n).chunk(num_clients)
     loaders = [DataLoader(Cropped(pixels[s], targets[s]), BATCH, shuffle=True, num_workers=2) for s in shares]
     engine = dswag.InProcess(model, [Examples(pixels[s], targets[s], CropAndFlip()) for s in shares])
-    usual, ours, alone = [], [], []
+    usual: list[float] = []
+    ours: list[float] = []
+    alone: list[float] = []
     for number in range(repeats + 1):
         times = (
             seconds(lambda: usual_round(network, loaders)),
@@ -139,12 +142,10 @@ def predictions(n: int) -> str:
     theta = layout.flatten(model)
     posterior = dswag.GaussianPosterior(theta, torch.full_like(theta, 1e-8), torch.zeros(0, len(theta)), 2, layout)
     lines = []
-    for precision in ("float32", "bfloat16"):
-        taken = seconds(
-            lambda precision=precision: dswag.predictive(
-                model, posterior, pixels, samples=2, engine=engine, precision=precision
-            )
-        )
+    for precision in PRECISIONS:
+        started = time.perf_counter()
+        dswag.predictive(model, posterior, pixels, samples=2, engine=engine, precision=precision)
+        taken = time.perf_counter() - started
         each = taken / (2 * 2 * n)  # statistics and predictions, of two draws
         minutes = DRAWS * (IMAGES + REFRESHED) * each / 60
         lines.append(f"{precision:9} {1 / each:6.0f} passes a second: {minutes:.0f} minutes")

@@ -3,9 +3,9 @@
 import torch
 
 from dswag import GaussianPosterior, Layout
+from dswag.evaluation.loss_landscape import Plane, Surroundings
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.reliability import Reliability
-from dswag.evaluation.surroundings import Plane, Surroundings
 from dswag.runs.schema import Landscape, Metrics
 
 LAYOUT = Layout(("weight", "bias"), ((2, 3), (2,)))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dswag.cli import main
-from dswag.evaluation.landscape import total_variance
+from dswag.evaluation.principal import total_variance
 from dswag.runs import RunFolder
 
 TINY = ["--clients", "3", "--rounds", "2", "--explore-epochs", "2", "--samples", "3", "--snapshots-per-cycle", "2"]

@@ -16,7 +16,7 @@ from dswag.cli.predictions import as_csv, as_rows
 from dswag.config import ConfigError
 from dswag.core.parameters import Layout
 from dswag.evaluation.metrics import Scores
-from dswag.lab.experiments.landscape import points, survey
+from dswag.lab.experiments.loss_landscape import points, survey
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
 from dswag.lab.experiments.run import Continuing, Evaluating, Exploring, Starting, Surveying, execute
 from dswag.lab.experiments.scoring import ENSEMBLE, FEDAVG, PHASE_1, Scored, metrics, prediction_seed, score_methods

@@ -7,9 +7,9 @@ from typing import Literal
 from dswag.evaluation.bootstrap import Interval, ReliabilityBand
 from dswag.evaluation.by_client import ClientScores
 from dswag.evaluation.inspection import Inspection, Telling
+from dswag.evaluation.loss_landscape import Surroundings
 from dswag.evaluation.metrics import Scores
 from dswag.evaluation.reliability import Reliability
-from dswag.evaluation.surroundings import Surroundings
 from dswag.evaluation.uncertainty import Uncertainty
 from dswag.federation.round_trip import Missing
 

@@ -12,7 +12,7 @@ from dswag.data.sources import DataNotFoundError
 from dswag.evaluation.metrics import score
 from dswag.lab.baselines.method import Problem, complete
 from dswag.lab.experiments import foreign
-from dswag.lab.experiments.landscape import points, survey
+from dswag.lab.experiments.loss_landscape import points, survey
 from dswag.lab.experiments.measurements import OWN
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
 from dswag.lab.experiments.run import Continuing, Evaluating, Exploring, Starting, Surveying, execute

@@ -11,17 +11,19 @@ from torch import Tensor
 from dswag.core.randomness import derive_seed, generator_for
 from dswag.data import datasets
 from dswag.data.examples import Examples
-from dswag.evaluation import landscape, metrics
+from dswag.evaluation import loss_landscape, metrics
 from dswag.evaluation.bootstrap import mean_interval, reliability_band
+from dswag.evaluation.loss_landscape import surroundings as around
 from dswag.evaluation.out_of_distribution import detect
+from dswag.evaluation.principal import principal as leading
+from dswag.evaluation.principal import total_variance
 from dswag.evaluation.shift import CORRUPTIONS, STRENGTHS, corrupt
-from dswag.evaluation.surroundings import surroundings as around
 from dswag.evaluation.temperature import calibrated_nll
 from dswag.lab.baselines import METHODS, Method
 from dswag.lab.baselines.distributed_swag import posterior as posterior_of
 from dswag.lab.baselines.method import Predictor, Trial, complete
 from dswag.lab.baselines.phases import phase_1
-from dswag.lab.experiments.landscape import measured_on
+from dswag.lab.experiments.loss_landscape import measured_on
 from dswag.lab.experiments.trained import Synchronized, Trained
 
 PHASE_1 = Method("phase-1", "θ_T, where phase 1 ends", lambda trial: trial.from_weights(trial.shared(phase_1)[None]))
@@ -34,7 +36,7 @@ DIAGONAL = Method(
 
 def _matched_noise(trial: Trial) -> Predictor:
     posterior = posterior_of(trial)
-    share = landscape.total_variance(*posterior.factors("swag")) / len(posterior.mean)
+    share = total_variance(*posterior.factors("swag")) / len(posterior.mean)
     noise = replace(
         posterior,
         variance=torch.full_like(posterior.mean, share),
@@ -88,11 +90,11 @@ def distances(
     """
     posterior, seed = posterior_of(Trial(trained.problem)), trained.experiment.recipe.seed
     count = min(eigenvectors, len(posterior.deviations) - 1)
-    principal = landscape.principal(*posterior.factors("swag"), count, tolerance=1e-4) if count else None
+    principal = leading(*posterior.factors("swag"), count, tolerance=1e-4) if count else None
     std = posterior.std
     steps = {
         "every element": [std],
-        "random signs": [landscape.random_signs(std, generator_for(seed, 6, i)) for i in range(signs)],
+        "random signs": [loss_landscape.random_signs(std, generator_for(seed, 6, i)) for i in range(signs)],
         "draws": list(posterior.sample(derive_seed(seed, 6), draws) - posterior.mean),
         **{f"eigenvector {i + 1}": [principal.steps[i]] for i in range(count) if principal is not None},
     }
@@ -100,7 +102,7 @@ def distances(
     lines = {
         name: torch.stack(
             [
-                torch.tensor(landscape.along(posterior.mean, step, at, measured_on(trained.experiment, test)))
+                torch.tensor(loss_landscape.along(posterior.mean, step, at, measured_on(trained.experiment, test)))
                 for step in directions
             ]
         ).mean(0)
@@ -130,10 +132,10 @@ def surroundings(
 
     found = around(
         posterior.mean,
-        landscape.principal(v, factor, eigenvectors, tolerance=1e-4),
+        leading(v, factor, eigenvectors, tolerance=1e-4),
         torch.linspace(-span, span, points).tolist(),
         {"train": nll(dataset.train[:examples]), "test": nll(dataset.test)},
-        total_variance=landscape.total_variance(v, factor),
+        total_variance=total_variance(v, factor),
         planes=eigenvectors // 2,
     )
     return asdict(found)

@@ -22,7 +22,7 @@ from dswag.federation.client_sampling import cohort_size
 from dswag.federation.contract import Engine, TrainResult
 from dswag.federation.folds import Both, Snapshots
 from dswag.lab.baselines.phases import further
-from dswag.lab.experiments.landscape import points, survey
+from dswag.lab.experiments.loss_landscape import points, survey
 from dswag.lab.experiments.recipe import Experiment, Recipe
 from dswag.lab.experiments.scoring import DEFAULT_KINDS, Scored, metrics, score_methods
 from dswag.posterior.gaussian import GaussianPosterior, PosteriorFileError

@@ -17,7 +17,7 @@ from dswag.lab.report.answer import BASELINE, METHOD, answer, calibrated, named,
 from dswag.lab.report.client_scores import client_scores_section, sets_section
 from dswag.lab.report.clients import clients_section
 from dswag.lab.report.examples import examples_section
-from dswag.lab.report.landscape import landscape_section
+from dswag.lab.report.loss_landscape import landscape_section
 from dswag.lab.report.plots import reliability_diagram, training_curve
 from dswag.lab.report.uncertainty import uncertainty_section
 from dswag.runs.schema import ConformalSets, Examined, Landscape

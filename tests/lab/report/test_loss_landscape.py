@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from samples import LANDSCAPE
 
-from dswag.lab.report.landscape import landscape_section, loss_along_lines, loss_on_plane, verdict
+from dswag.lab.report.loss_landscape import landscape_section, loss_along_lines, loss_on_plane, verdict
 from dswag.lab.report.svg import INK
 from dswag.runs.schema import Landscape
 

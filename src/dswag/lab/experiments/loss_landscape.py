@@ -7,8 +7,9 @@ from torch import Tensor
 
 from dswag.algorithms.prediction import ensemble
 from dswag.data.examples import Examples
-from dswag.evaluation import landscape, metrics
-from dswag.evaluation.surroundings import surroundings
+from dswag.evaluation import metrics
+from dswag.evaluation.loss_landscape import surroundings
+from dswag.evaluation.principal import principal, total_variance
 from dswag.lab.experiments.recipe import Experiment, Recipe
 from dswag.lab.experiments.scoring import PHASE_1
 from dswag.posterior.gaussian import GaussianPosterior
@@ -56,7 +57,7 @@ def survey(
         return nll
 
     v, factor = posterior.factors("swag")
-    principal = landscape.principal(v, factor, directions, tolerance=1e-4)
+    leading = principal(v, factor, directions, tolerance=1e-4)
     offsets = {PHASE_1: (theta - posterior.mean)[None]}
     if recipe.centering == "final":  # the columns are then differences to the mean, as they are not along the way
         offsets[SNAPSHOTS] = posterior.deviations
@@ -64,13 +65,13 @@ def survey(
         num_examples=len(examples),
         surroundings=surroundings(
             posterior.mean,
-            principal,
+            leading,
             AT,
             {"train": loss},
-            total_variance=landscape.total_variance(v, factor),
+            total_variance=total_variance(v, factor),
             planes=min(1, directions // 2),
         ),
-        places={name: tuple(map(tuple, principal.coordinates(offset).tolist())) for name, offset in offsets.items()},
+        places={name: tuple(map(tuple, leading.coordinates(offset).tolist())) for name, offset in offsets.items()},
     )
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dswag.core.randomness import generator_for
-from dswag.evaluation.landscape import along, density_on_plane, on_plane, principal, random_signs
+from dswag.evaluation.loss_landscape import along, density_on_plane, on_plane, random_signs
+from dswag.evaluation.principal import principal
 from dswag.posterior.gaussian import GaussianPosterior
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")

@@ -1,17 +1,13 @@
-"""The posterior's principal directions, and the loss on lines and planes through its mean (Figures 4 and 6).
+"""The posterior's principal directions: the leading eigenvectors of its covariance.
 
 The covariance is diag(v) + FᵀF with F [k, d], as `GaussianPosterior.factors` gives it; no matrix of size d x d is made.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
-
-OutcomeT = TypeVar("OutcomeT")
 
 CHUNK = 1 << 16
 """Elements of θ brought to float64 at a time."""
@@ -86,41 +82,6 @@ def principal(
 def total_variance(v: Float[Tensor, "d"], factor: Float[Tensor, "k d"]) -> float:
     """The trace of diag(v) + FᵀF, the sum of all eigenvalues."""
     return float(v.double().sum() + factor.double().square().sum())
-
-
-def along(
-    mean: Float[Tensor, "d"],
-    direction: Float[Tensor, "d"],
-    distances: Sequence[float],
-    measure: Callable[[Float[Tensor, "d"]], OutcomeT],
-) -> list[OutcomeT]:
-    """What is measured at mean + x · direction, for each distance x.
-
-    If the model has BatchNorm layers, `measure` must collect their statistics for each θ.
-    """
-    return [measure(mean + (x * direction).to(mean.dtype)) for x in distances]
-
-
-def on_plane(
-    mean: Float[Tensor, "d"],
-    first: Float[Tensor, "d"],
-    second: Float[Tensor, "d"],
-    distances: Sequence[float],
-    measure: Callable[[Float[Tensor, "d"]], OutcomeT],
-) -> list[list[OutcomeT]]:
-    """What is measured at mean + x · first + y · second: a row for each y, a column for each x."""
-    return [along(mean + (y * second).to(mean.dtype), first, distances, measure) for y in distances]
-
-
-def density_on_plane(distances: Sequence[float]) -> list[list[float]]:
-    """Log density minus that of the mean, -(x² + y²)/2, on the plane of two eigenvectors, in standard deviations."""
-    return [[-(x * x + y * y) / 2 for x in distances] for y in distances]
-
-
-def random_signs(direction: Float[Tensor, "d"], generator: torch.Generator) -> Float[Tensor, "d"]:
-    """The direction with a random sign for each element; its length does not change."""
-    coins = torch.randint(2, direction.shape, generator=generator).to(direction.device)
-    return direction * (2 * coins - 1)
 
 
 def _product(v: Tensor, factor: Tensor, basis: Float64[Tensor, "d n"]) -> Float64[Tensor, "d n"]:

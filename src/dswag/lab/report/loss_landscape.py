@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from dswag.evaluation.surroundings import Plane
+from dswag.evaluation.loss_landscape import Plane
 from dswag.lab.report.svg import INK, MARKERS, PALETTE, style, to_svg
 from dswag.runs.schema import Landscape
 

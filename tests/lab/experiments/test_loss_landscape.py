@@ -13,7 +13,7 @@ from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data.datasets import ImageDataset
 from dswag.data.examples import Examples
 from dswag.engines.in_process import InProcess
-from dswag.lab.experiments.landscape import AT, MOST_WEIGHTS, points, survey
+from dswag.lab.experiments.loss_landscape import AT, MOST_WEIGHTS, points, survey
 from dswag.lab.experiments.recipe import Experiment, Recipe
 from dswag.lab.models import Normalize
 from dswag.posterior.gaussian import GaussianPosterior

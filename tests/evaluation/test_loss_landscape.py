@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from dswag.core.randomness import generator_for
-from dswag.evaluation.landscape import principal, total_variance
-from dswag.evaluation.surroundings import surroundings
+from dswag.evaluation.loss_landscape import surroundings
+from dswag.evaluation.principal import principal, total_variance
 from dswag.posterior.gaussian import GaussianPosterior
 
 AT = (-1.5, 0.0, 2.0)

@@ -1,15 +1,18 @@
-"""The loss around a posterior's mean: along leading eigenvectors of its covariance, and on planes of two (Figure 4)."""
+"""The loss on lines and planes through a posterior's mean, along the eigenvectors of its covariance (Figures 4, 6)."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from typing import TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dswag.evaluation.landscape import Principal, along, density_on_plane, on_plane
+from dswag.evaluation.principal import Principal
 
+OutcomeT = TypeVar("OutcomeT")
 Loss = Callable[[Float[Tensor, "d"]], float]
 """Of the model with some weights; it refreshes BatchNorm statistics where the model has such layers."""
 Grid = tuple[tuple[float, ...], ...]
@@ -47,6 +50,41 @@ def surroundings(
         lines={name: _grid([along(mean, step, at, loss) for step in principal.steps]) for name, loss in losses.items()},
         planes=tuple(plane(first) for first in range(0, 2 * planes, 2)),
     )
+
+
+def along(
+    mean: Float[Tensor, "d"],
+    direction: Float[Tensor, "d"],
+    distances: Sequence[float],
+    measure: Callable[[Float[Tensor, "d"]], OutcomeT],
+) -> list[OutcomeT]:
+    """What is measured at mean + x · direction, for each distance x.
+
+    If the model has BatchNorm layers, `measure` must collect their statistics for each θ.
+    """
+    return [measure(mean + (x * direction).to(mean.dtype)) for x in distances]
+
+
+def on_plane(
+    mean: Float[Tensor, "d"],
+    first: Float[Tensor, "d"],
+    second: Float[Tensor, "d"],
+    distances: Sequence[float],
+    measure: Callable[[Float[Tensor, "d"]], OutcomeT],
+) -> list[list[OutcomeT]]:
+    """What is measured at mean + x · first + y · second: a row for each y, a column for each x."""
+    return [along(mean + (y * second).to(mean.dtype), first, distances, measure) for y in distances]
+
+
+def density_on_plane(distances: Sequence[float]) -> list[list[float]]:
+    """Log density minus that of the mean, -(x² + y²)/2, on the plane of two eigenvectors, in standard deviations."""
+    return [[-(x * x + y * y) / 2 for x in distances] for y in distances]
+
+
+def random_signs(direction: Float[Tensor, "d"], generator: torch.Generator) -> Float[Tensor, "d"]:
+    """The direction with a random sign for each element; its length does not change."""
+    coins = torch.randint(2, direction.shape, generator=generator).to(direction.device)
+    return direction * (2 * coins - 1)
 
 
 @dataclass(frozen=True)
