@@ -9,6 +9,7 @@ leave a client, never an example.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, islice
 from typing import Any, Self
 
 import torch
@@ -106,6 +107,8 @@ def collect(
     if not watched:
         return {}
     statistics: dict[str, LayerStatistics] = {}
+    batches = iter(batches)
+    first = tuple(islice(batches, 1))  # before anything is watched: a replica may try it
 
     def watch(name: str) -> Any:
         def hook(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -117,7 +120,7 @@ def collect(
     with _own_statistics(module, watched), torch.no_grad():
         hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
         try:
-            for inputs in batches:
+            for inputs in chain(first, batches):
                 called(module, inputs)
         finally:
             for hook in hooks:

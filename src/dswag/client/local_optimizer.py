@@ -20,10 +20,9 @@ class Step:
     """One step of the optimizer on the flat θ from one minibatch, in place; keeps the optimizer's state."""
 
     def __init__(self, update: ClientUpdate, workspace: Workspace, generator: Generator) -> None:
-        weights = workspace.weights
-        self.descend = _descent(update, weights, workspace.optimizer)
         self.update = update
-        self.start = weights.theta.clone() if update.proximal else None
+        self.descend: Descent | None = None
+        self.start: Float[Tensor, d] | None = None
         self.workspace = workspace
         self.randomness = DrawFrom(generator)
         workspace.dropout.generator = generator
@@ -31,6 +30,10 @@ class Step:
     def __call__(self, inputs: Any, targets: Tensor, rate: float) -> Tensor:
         """The minibatch's mean loss before the step."""
         workspace, weights = self.workspace, self.workspace.weights
+        if self.descend is None:  # once the order of elements in θ is settled
+            workspace.settle(inputs)
+            self.descend = _descent(self.update, weights, workspace.optimizer)
+            self.start = weights.theta.clone() if self.update.proximal else None
         randomness = self.randomness if workspace.draws_randomly else nullcontext()
         with randomness, workspace.computing_in(self.update.precision):
             loss, _ = workspace.loss_of(inputs, targets)

@@ -22,6 +22,7 @@ from dswag.client.labels import Labels
 from dswag.client.running_state import RunningState, normalizing, training_modes
 from dswag.client.weights import Weights
 from dswag.core.parameters import Layout, unwrapped
+from dswag.core.randomness import DrawFrom
 from dswag.data.batches import LABELS
 from dswag.federation.contract import ClientError, Payload, Precision, Task
 
@@ -77,6 +78,7 @@ class Workspace:
         self.abort = threading.Event()
         self.deadline = math.inf
         self.draws_randomly = True  # until a first batch shows that no layer does
+        self._settled = not self.weights.channels_last
 
     def another(self) -> "Workspace":
         """A workspace like this one for another thread; parameters outside of θ share its memory."""
@@ -153,8 +155,30 @@ class Workspace:
             raise ValueError(f"the loss must be a scalar tensor, the mean over the batch, got {found}")
         return loss, scores_of(outputs)
 
+    def settle(self, inputs: Any) -> None:
+        """Finds out, by a pass over two examples of a first batch, whether the model takes channels last.
+
+        What convolutions give has them last then too, and `view` refuses that; such a model gets its weights as they
+        were. Their values are the same either way.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        batch = placed(inputs[:2] if isinstance(inputs, Tensor) else inputs, self.device)
+        modes = [(module, module.training) for module in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad(), DrawFrom(torch.Generator()):
+                called(self.module, batch)
+        except Exception:  # another cause is met again
+            self.weights.make_contiguous()
+        finally:
+            for module, training in modes:
+                module.training = training
+
     def place(self, inputs: Any) -> Any:
         """Inputs where the model is."""
+        self.settle(inputs)
         return placed(inputs, self.device)
 
     def _called(self, inputs: Any) -> Any:
