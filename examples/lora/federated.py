@@ -11,6 +11,7 @@ from pathlib import Path
 import peft
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification
 
 import dswag
@@ -20,29 +21,23 @@ TOPICS, WORDS, LENGTH = 4, 60, 12
 CLIENTS, EXAMPLES = 10, 40
 
 
-def texts(number: int, *, seed: int, dialect: bool) -> tuple[Tensor, Tensor]:
-    """Texts of random words, a third of them typical of the text's topic; in the dialect, words have other meanings."""
-    generator = torch.Generator().manual_seed(seed)
-    topics = torch.randint(TOPICS, (number,), generator=generator)
-    typical = torch.randint(WORDS // TOPICS, (number, LENGTH), generator=generator) * TOPICS + topics[:, None]
-    others = torch.randint(WORDS, (number, LENGTH), generator=generator)
-    words = torch.where(torch.rand(number, LENGTH, generator=generator) < 1 / 3, typical, others)
-    if dialect:
-        words = torch.randperm(WORDS, generator=torch.Generator().manual_seed(1))[words]
-    return words, topics
+class Texts(Dataset[dict[str, Tensor]]):
+    """Texts of random words, a third of them typical of a text's topic; in the dialect, words have other meanings."""
 
+    def __init__(self, number: int, *, seed: int, dialect: bool) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.topics = torch.randint(TOPICS, (number,), generator=generator)
+        typical = torch.randint(WORDS // TOPICS, (number, LENGTH), generator=generator) * TOPICS + self.topics[:, None]
+        others = torch.randint(WORDS, (number, LENGTH), generator=generator)
+        self.words = torch.where(torch.rand(number, LENGTH, generator=generator) < 1 / 3, typical, others)
+        if dialect:
+            self.words = torch.randperm(WORDS, generator=torch.Generator().manual_seed(1))[self.words]
 
-class Classifier(nn.Module):
-    """A transformer as dswag calls it: words in, logits out."""
+    def __len__(self) -> int:
+        return len(self.topics)
 
-    def __init__(self, transformer: nn.Module) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(self, words: Tensor) -> Tensor:
-        """Logits [b, c] of words [b, length]."""
-        logits: Tensor = self.transformer(input_ids=words).logits
-        return logits
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {"input_ids": self.words[row], "labels": self.topics[row]}
 
 
 def pretrained(steps: int = 300) -> BertForSequenceClassification:
@@ -55,41 +50,41 @@ def pretrained(steps: int = 300) -> BertForSequenceClassification:
     )
     optimizer = torch.optim.AdamW(transformer.parameters(), lr=2e-3)
     for step in range(steps):
-        words, topics = texts(64, seed=step, dialect=False)
+        batch = Texts(64, seed=step, dialect=False)
         optimizer.zero_grad()
-        transformer(input_ids=words, labels=topics).loss.backward()
+        transformer(input_ids=batch.words, labels=batch.topics).loss.backward()
         optimizer.step()
     return transformer
 
 
-def with_adapter(transformer: nn.Module) -> Classifier:
+def with_adapter(transformer: nn.Module) -> peft.PeftModel:
     """The transformer frozen, but for an adapter of rank 4 and the layer that classifies."""
     targets = ["word_embeddings", "query", "value"]
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, lora_alpha=8, target_modules=targets)
-    return Classifier(peft.get_peft_model(transformer, config))
+    return peft.get_peft_model(transformer, config)
 
 
 def main(folder: Path, rounds: int = 20) -> dict[str, dict[str, float]]:
     """Trains, predicts and saves; returns the scores of the mean and of the posterior."""
     model = with_adapter(pretrained())
-    clients = [texts(EXAMPLES, seed=1000 + number, dialect=True) for number in range(CLIENTS)]
+    clients = [Texts(EXAMPLES, seed=1000 + number, dialect=True) for number in range(CLIENTS)]
     config = dswag.Config(clients=CLIENTS, rounds=rounds, optimizer="adamw", learning_rate=5e-3, batch_size=20)
     run = dswag.train(model, clients, config)
     print(f"{run.posterior.layout.d:,} of {sum(p.numel() for p in model.parameters()):,} weights have a posterior")
 
-    words, topics = texts(2000, seed=0, dialect=True)
-    found = {"phase 1": dswag.ensemble(model, run.theta[None], words).probabilities}
-    found["posterior"] = dswag.predict(model, run.posterior, words, samples=20, seed=0)
-    scores = {name: score(probabilities, topics) for name, probabilities in found.items()}
+    test = Texts(2000, seed=0, dialect=True)
+    found = {"phase 1": dswag.ensemble(model, run.theta[None], test).probabilities}
+    found["posterior"] = dswag.predict(model, run.posterior, test, samples=20, seed=0)
+    scores = {name: score(probabilities, test.topics) for name, probabilities in found.items()}
     for name, result in scores.items():
         print(f"{name}: {result}")
 
     run.posterior.save(folder / "posterior.safetensors")
     run.posterior.mean_into(model)
-    model.transformer.save_pretrained(folder / "mean")  # an adapter like any other
+    model.save_pretrained(folder / "mean")  # an adapter like any other
     for number in range(3):
         with run.posterior.sampled(model, seed=0, number=number):
-            model.transformer.save_pretrained(folder / f"draw-{number}")
+            model.save_pretrained(folder / f"draw-{number}")
     return scores
 
 

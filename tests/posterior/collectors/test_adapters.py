@@ -5,7 +5,7 @@ import torch
 
 from dswag.core.adapters import without_adapter
 from dswag.core.parameters import Layout, parameters
-from dswag.posterior.collectors.checkpoint_files import moments_from_files
+from dswag.posterior.collectors.checkpoint_files import contents, moments_from_files
 from dswag.posterior.moments import Moments
 
 pytest.importorskip("peft", reason="needs PEFT: pip install --group integrations")
@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.filterwarnings("ignore::Warning"), pytest.mark.usefixt
 
 import peft  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments  # noqa: E402
+
+from dswag.posterior.collectors.transformers import PosteriorCallback  # noqa: E402
 
 LAYERS = ["query", "value"]
 KINDS = {
@@ -153,3 +155,25 @@ def test_merged_adapters_are_refused(tmp_path):
 )
 def test_the_adapter_s_name_is_left_out_where_it_is_one(name, expected):
     assert without_adapter(name, "mine") == expected
+
+
+def test_half_precision_beneath_adapters_and_a_head_in_it_are_trained_on(tmp_path):
+    """PEFT keeps adapters in float32, and what `modules_to_save` names in the model's own type."""
+    model = peft.get_peft_model(base().bfloat16(), KINDS["lora"])
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {
+        torch.float32,
+        torch.bfloat16,
+    }
+    examples = [{"input_ids": torch.arange(6) + n % 3, "labels": torch.tensor(n % 3)} for n in range(8)]
+    arguments = TrainingArguments(
+        output_dir=tmp_path, use_cpu=True, num_train_epochs=3, report_to=[], disable_tqdm=True, save_strategy="epoch"
+    )
+    callback = PosteriorCallback()
+    Trainer(model, arguments, train_dataset=examples, callbacks=[callback]).train()
+    posterior = callback.posterior
+    assert (posterior.count, posterior.mean.dtype) == (3, torch.float32)
+    files = moments_from_files(tmp_path, layout=Layout.of(model)).posterior()
+    assert torch.equal(files.mean, posterior.mean)
+    assert contents(tmp_path).files == tuple(
+        tmp_path / f"checkpoint-{number}" / "adapter_model.safetensors" for number in (1, 2, 3)
+    )
