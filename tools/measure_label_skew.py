@@ -30,7 +30,9 @@ def main() -> None:
     for alpha in arguments.alphas:
         found, fits = [], []
         for seed in arguments.seeds:
-            config = dswag.Config(clients=CLIENTS, seed=seed, holdout=0.1, explore_epochs=3, snapshots_per_cycle=3)
+            config = dswag.Config.paper(
+                clients=CLIENTS, seed=seed, holdout=0.1, explore_epochs=3, snapshots_per_cycle=3
+            )
             model = build("mlp", (1, 28, 28), CLASSES, mean=data.mean, std=data.std, seed=seed)
             rows = dirichlet(data.train.targets, CLIENTS, seed, concentration=alpha, min_examples=2)
             run = dswag.train(model, [data.train[part] for part in rows], config)

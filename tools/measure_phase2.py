@@ -128,7 +128,7 @@ def build_experiment(data_dir: str | None, dataset: str, clients: int, seed: int
 def recipe_of(settings: Settings, seed: int) -> Recipe:
     """All settings of a point."""
     own = {name: value for name, value in settings.items() if name not in ("columns", "kind")}
-    return Recipe(**{"dataset": "mnist", "seed": seed, **own})
+    return Recipe.paper(**{"dataset": "mnist", "seed": seed, **own})
 
 
 def training_of(recipe: Recipe) -> Recipe:

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from dswag.config import PAPER
 from dswag.lab.experiments.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -129,7 +130,7 @@ def cells(row: Row, reference: Row, varied: Sequence[str]) -> dict[str, str]:
 def value_of(record: Record, name: str) -> Any:
     """A setting's value, also where it is the default."""
     default = {"columns": "last", "kind": "swag", "explorers": record["settings"].get("clients", Recipe.clients)}
-    return record["settings"].get(name, default.get(name, getattr(Recipe, name, None)))
+    return record["settings"].get(name, default.get(name, PAPER.get(name, getattr(Recipe, name, None))))
 
 
 def is_default(record: Record, name: str) -> bool:
