@@ -29,12 +29,15 @@ import torch
 from torch import nn
 
 import dswag
+from dswag.client.training import TrainTask
 from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data.examples import Examples
 from dswag.engines.distributed import Distributed, merge_over
 from dswag.engines.ranks import joined
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import ClientUpdate, Engine, TrainResult, TrainTask
+from dswag.federation.client_results import TrainResult
+from dswag.federation.contract import Engine
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import round_trip
 from dswag.posterior.moments import Moments
 

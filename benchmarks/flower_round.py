@@ -27,11 +27,12 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 import dswag
+from dswag.client.training import TrainTask
 from dswag.core.randomness import DrawFrom, generator_for
 from dswag.data.examples import Examples
 from dswag.engines.flower import Flower, Node, client_app, simulate
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import round_trip
 
 EXAMPLES, BATCH, RATE = 600, 50, 0.05

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import dswag
+from dswag.client.training import TrainTask
 from dswag.core.randomness import generator_for
 from dswag.data.examples import Examples
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import round_trip
 from dswag.lab.models import build
 

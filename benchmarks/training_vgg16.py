@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import dswag
+from dswag.client.training import TrainTask
 from dswag.core.randomness import generator_for
 from dswag.data.augmentation import CropAndFlip
 from dswag.data.examples import Examples
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import ClientUpdate, Precision, TrainTask
+from dswag.federation.local_update import ClientUpdate, Precision
 from dswag.federation.round_trip import round_trip
 from dswag.lab.models import build
 

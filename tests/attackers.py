@@ -1,6 +1,6 @@
 """An engine some of whose clients lie, and the lies that they tell."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dswag.core.randomness import generator_for
-from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task, TrainResult
+from dswag.federation.client_results import TrainResult
+from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task
 
 Lie = Callable[[Tensor, Tensor, list[Tensor], int], Tensor]
 """Of the snapshots [s, d] that an attacker has trained, the θ [d] it was sent, and all honest snapshots, the attackers
@@ -26,6 +27,10 @@ class Attacked:
     @property
     def num_clients(self) -> int:
         return self.engine.num_clients
+
+    @property
+    def batch_norm_layers(self) -> Mapping[str, int]:
+        return self.engine.batch_norm_layers
 
     def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
         answers = list(self.engine.answers(payload, tasks))

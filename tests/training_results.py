@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from dswag.federation.contract import TrainResult
+from dswag.federation.client_results import TrainResult
 
 
 def make_results(count, d=40, seed=0, spread=1.0):

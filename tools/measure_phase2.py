@@ -26,10 +26,10 @@ from torch import Tensor
 import dswag
 from dswag.algorithms.schedules import cycle_snapshots
 from dswag.evaluation.metrics import score
-from dswag.federation.contract import Kind
 from dswag.federation.folds import Snapshots
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
 from dswag.lab.experiments.scoring import prediction_seed
+from dswag.posterior.draws import Kind
 from dswag.posterior.moments import Moments
 
 Settings = Mapping[str, Any]

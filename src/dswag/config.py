@@ -16,7 +16,8 @@ from dswag.core.validation import ConfigError as ConfigError
 from dswag.core.validation import validated
 from dswag.federation.aggregation import ROBUST
 from dswag.federation.client_sampling import cohort_size, fewest_withstanding, malicious_number
-from dswag.federation.contract import ClientUpdate, Part
+from dswag.federation.contract import Part
+from dswag.federation.local_update import ClientUpdate
 from dswag.posterior.deviations import MOST as MOST_COLUMNS
 from dswag.posterior.robust_moments import SPARE
 

@@ -10,12 +10,13 @@ from torch import nn
 
 from dswag import Config, GaussianPosterior, InProcess, Layout, calibrate, ensemble, predict, predictive, train
 from dswag.algorithms import calibration
-from dswag.algorithms.calibration import DRAWS, TEMPERATURES, SummedGains
+from dswag.algorithms.calibration import DRAWS, TEMPERATURES
+from dswag.algorithms.training import evaluate
+from dswag.client.calibration import CalibrateResult, SummedGains
 from dswag.core.randomness import DrawFrom, derive_seed, generator_for
 from dswag.data import datasets
 from dswag.data.holdout import split
 from dswag.data.partition import dirichlet
-from dswag.federation.contract import CalibrateResult
 
 CONFIG = Config(clients=3, rounds=8, explore_epochs=4, snapshots_per_cycle=2, batch_size=10, holdout=0.3, seed=2)
 
@@ -257,3 +258,44 @@ def test_scales_that_cannot_be_are_refused(make_model):
     for name, value in (("within_scale", -1.0), ("between_scale", float("nan")), ("temperature", 0.0)):
         with pytest.raises(ValueError, match=f"{name} must be"):
             GaussianPosterior(theta, theta.abs(), theta[None][:0], count=2, **{name: value})
+
+
+class Buffered(nn.Module):
+    """A model whose own buffers are called as a posterior's tensors are."""
+
+    def __init__(self):
+        super().__init__()
+        with DrawFrom(generator_for(3)):
+            self.layer = nn.Linear(6, 3)
+        for name in ("mean", "variance", "deviations", "theta"):
+            self.register_buffer(name, torch.full((6,), 0.5))
+
+    def forward(self, inputs):
+        return self.layer(inputs * (self.mean + self.variance * self.deviations / self.theta))  # times 1
+
+
+def test_buffers_may_be_called_as_a_posteriors_tensors(make_clients):
+    """The plain layer computes the same."""
+    model, clients = Buffered(), make_clients((60, 90, 40))
+    run, plain = (train(each, clients, CONFIG) for each in (model, model.layer))
+    assert torch.equal(run.theta, plain.theta)
+    fitted, expected = (calibrate(each.engine, each.posterior, CONFIG) for each in (run, plain))
+    assert (fitted.within_scale, fitted.between_scale) == (expected.within_scale, expected.between_scale)
+    assert fitted.temperature == expected.temperature
+
+
+def test_without_batch_norm_nothing_is_sent_for_its_statistics(make_model, make_clients):
+    asked = []
+
+    class Watching(InProcess):
+        def answers(self, payload, tasks):
+            asked.append({type(task).__name__ for task in tasks})
+            return super().answers(payload, tasks)
+
+    model = make_model()
+    engine = Watching(model, make_clients((60, 90, 40)))
+    run = train(model, (), replace(CONFIG, rounds=1), engine=engine)
+    asked.clear()
+    calibrate(engine, run.posterior, CONFIG)
+    evaluate(engine, run.theta, CONFIG)
+    assert asked == [{"CalibrateTask"}, {"EvaluateTask"}]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dswag
-from dswag.algorithms.conformal import CountedScores
+from dswag.client.conformal import CountedScores
 from dswag.core.conformal_scores import covered
 from dswag.core.randomness import DrawFrom, derive_seed, generator_for
 from dswag.data import holdout

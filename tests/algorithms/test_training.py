@@ -364,6 +364,7 @@ class Failing:
 
     def __init__(self, engine, fails):
         self.engine, self.fails, self.num_clients = engine, fails, engine.num_clients
+        self.batch_norm_layers = engine.batch_norm_layers
 
     def answers(self, payload, tasks):
         left = [task for task in tasks if not self.fails(task)]

@@ -11,9 +11,9 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 
 from dswag.client import batch_norm
-from dswag.client.batch_norm import PooledStatistics, buffers, collect, load, merge, refresh, update
+from dswag.client.batch_norm import LayerStatistics, buffers, collect, load, merge, update
+from dswag.client.statistics import PooledStatistics, StatisticsResult, refresh
 from dswag.engines.in_process import InProcess
-from dswag.federation.contract import LayerStatistics, StatisticsResult
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from dswag import Config, InProcess, Layout, Server, collect, explore, synchronize
 from dswag.client import work
 from dswag.client.replica import Workspace
-from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.client.training import TrainTask
 from dswag.federation.folds import Snapshots
+from dswag.federation.local_update import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -10,10 +10,11 @@ from torch import nn
 from dswag.client import work
 from dswag.client.dropout import SeededDropout, seed_dropout
 from dswag.client.replica import Workspace
+from dswag.client.training import TrainTask
 from dswag.core.parameters import Layout
 from dswag.core.randomness import DrawFrom
 from dswag.data.examples import Examples
-from dswag.federation.contract import ClientUpdate, TrainTask
+from dswag.federation.local_update import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -11,9 +11,11 @@ from torch import nn
 import dswag
 from dswag.client import work
 from dswag.client.replica import Workspace
+from dswag.client.training import TrainTask
 from dswag.core.parameters import Layout
 from dswag.data.examples import Examples
-from dswag.federation.contract import ClientError, ClientUpdate, TrainTask
+from dswag.federation.contract import ClientError
+from dswag.federation.local_update import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

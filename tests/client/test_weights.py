@@ -10,11 +10,14 @@ from torch import nn
 
 import dswag
 from dswag.client import work
+from dswag.client.evaluation import EvaluateTask
 from dswag.client.replica import Workspace
+from dswag.client.statistics import StatisticsTask
+from dswag.client.training import TrainTask
 from dswag.client.weights import Weights
 from dswag.core.parameters import Layout
 from dswag.data.examples import Examples
-from dswag.federation.contract import ClientUpdate, EvaluateTask, StatisticsTask, TrainTask
+from dswag.federation.local_update import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

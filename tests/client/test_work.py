@@ -12,12 +12,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dswag.client import work
+from dswag.client.evaluation import EvaluateTask
 from dswag.client.replica import Workspace
+from dswag.client.statistics import StatisticsTask
+from dswag.client.training import TrainTask
 from dswag.core.parameters import Layout
 from dswag.core.randomness import generator_for
 from dswag.data.augmentation import CropAndFlip
 from dswag.data.examples import Examples, client_data
-from dswag.federation.contract import ClientError, ClientUpdate, Draws, EvaluateTask, StatisticsTask, Task, TrainTask
+from dswag.federation.contract import ClientError, Task
+from dswag.federation.local_update import ClientUpdate
+from dswag.posterior.draws import Draws
 from dswag.posterior.gaussian import GaussianPosterior
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
@@ -177,7 +182,7 @@ def test_loading_sets_theta_and_every_buffer(make_model):
     for buffer in workspace.module.buffers():
         buffer.add_(9)
     theta = torch.randn(workspace.layout.d)
-    workspace.load({"theta": theta, "1.running_var": torch.full((5,), 2.0), "of a posterior": torch.zeros(7)})
+    workspace.load({"theta": theta, "buffer.1.running_var": torch.full((5,), 2.0), "mean": torch.zeros(7)})
     assert torch.equal(workspace.weights.theta, theta)
     assert workspace.module[1].running_mean.tolist() == [3.0] * 5  # the model's own
     assert workspace.module[1].running_var.tolist() == [2.0] * 5  # the payload's

@@ -7,14 +7,15 @@ from torch import nn
 
 import dswag
 from dswag.algorithms import training
-from dswag.client import batch_norm
+from dswag.client.statistics import refresh
+from dswag.client.training import TrainTask
 from dswag.config import Config
 from dswag.core.parameters import Layout
 from dswag.core.randomness import DrawFrom, derive_seed, generator_for
 from dswag.data.examples import Examples
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import ClientUpdate, TrainTask
 from dswag.federation.folds import Both, Snapshots
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import round_trip
 from dswag.posterior.moments import Moments
 
@@ -125,8 +126,8 @@ def refreshed(make_engine):
         moments.add(theta() + 0.1 * torch.randn(theta().shape, generator=generator_for(4, index)), index=index)
     posterior = moments.posterior()
     engine = make_engine(network(), clients())
-    own = batch_norm.refresh(engine, {"theta": theta()}, seed=1, max_examples=9)
-    drawn = batch_norm.refresh(engine, posterior.tensors(), seed=1, draws=(posterior.draws(5, 3),))
+    own = refresh(engine, {"theta": theta()}, seed=1, max_examples=9)
+    drawn = refresh(engine, posterior.tensors(), seed=1, draws=(posterior.draws(5, 3),))
     return {f"{n} {name}": values for n, one in enumerate((*own, *drawn)) for name, values in one.items()}
 
 

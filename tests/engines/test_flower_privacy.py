@@ -8,11 +8,14 @@ import pytest
 import torch
 from folding import fold_answers
 
+from dswag.client.statistics import StatisticsTask
+from dswag.client.training import TrainTask
 from dswag.core.parameters import Layout
 from dswag.core.randomness import derive_seed
 from dswag.engines.in_process import InProcess
-from dswag.federation.contract import ClientError, ClientUpdate, StatisticsTask, TrainTask
+from dswag.federation.contract import ClientError
 from dswag.federation.folds import Snapshots
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import round_trip
 
 flower_grid = pytest.importorskip("flower_grid", reason="needs flwr: pip install 'dswag[flower]'")

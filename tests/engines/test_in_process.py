@@ -12,21 +12,19 @@ from patience import PATIENCE
 from torch.utils.data import DataLoader, TensorDataset
 
 from dswag.client import work
+from dswag.client.calibration import CalibrateTask
+from dswag.client.conformal import ConformalTask
+from dswag.client.evaluation import EvaluateTask
+from dswag.client.statistics import StatisticsTask
+from dswag.client.training import TrainTask
 from dswag.core.conformal_scores import Scoring
 from dswag.core.parameters import Layout
 from dswag.data.examples import Examples
 from dswag.engines.in_process import InProcess
-from dswag.federation.contract import (
-    CalibrateTask,
-    ClientError,
-    ClientUpdate,
-    ConformalTask,
-    Draws,
-    EvaluateTask,
-    StatisticsTask,
-    TrainTask,
-)
+from dswag.federation.contract import ClientError
 from dswag.federation.folds import Snapshots
+from dswag.federation.local_update import ClientUpdate
+from dswag.posterior.draws import Draws
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 

@@ -14,15 +14,18 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from dswag.client.batch_norm import PooledStatistics
+from dswag.client.evaluation import EvaluateTask, Tally
+from dswag.client.statistics import PooledStatistics, StatisticsTask
+from dswag.client.training import TrainTask
 from dswag.core.parameters import Layout
 from dswag.core.randomness import DrawFrom, derive_seed, generator_for
 from dswag.data.examples import Examples
 from dswag.engines.distributed import Distributed
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import Ranks
-from dswag.federation.contract import ClientError, ClientUpdate, EvaluateTask, StatisticsTask, TrainTask
-from dswag.federation.folds import Snapshots, Tally
+from dswag.federation.contract import ClientError
+from dswag.federation.folds import Snapshots
+from dswag.federation.local_update import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
@@ -195,7 +198,7 @@ def test_theta_of_another_model_is_an_error(make_engine, d, make_model, make_cli
 def test_payload_model_and_data_are_read_only(make_engine, make_task, make_model, make_clients):
     model, clients = make_model(batch_norm=True, dropout=0.3), make_clients(SIZES)
     model[0].eval()
-    payload = {"theta": theta_of(model), "1.running_mean": torch.full((5,), 0.5)}
+    payload = {"theta": theta_of(model), "buffer.1.running_mean": torch.full((5,), 0.5)}
     before = deepcopy((payload, model.state_dict(), [(c.inputs, c.targets) for c in clients]))
     modes = [m.training for m in model.modules()]
     engine = make_engine(model, clients, workers=2)
@@ -354,7 +357,7 @@ def test_buffers_in_the_payload_are_used_once(make_engine, make_model, make_clie
     engine = make_engine(model, make_clients(SIZES), workers=1)
     payload = {"theta": theta_of(model)}
     own = results_of(engine, payload, [evaluate_task(0, 0)])
-    given = results_of(engine, {**payload, "1.running_mean": torch.full((5,), 2.0)}, [evaluate_task(0, 0)])
+    given = results_of(engine, {**payload, "buffer.1.running_mean": torch.full((5,), 2.0)}, [evaluate_task(0, 0)])
     assert not same(given, own)
     plain = deepcopy(model).eval()
     plain[1].running_mean.fill_(2.0)

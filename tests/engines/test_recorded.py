@@ -9,10 +9,13 @@ from folding import fold_answers
 from samples import cut, flip
 
 from dswag import ClientError, Config, InProcess, Layout, Moments, collect, explore
+from dswag.client.evaluation import EvaluateTask
+from dswag.client.training import TrainTask
 from dswag.core.atomic_files import SaveError
 from dswag.engines.recorded import Recorded
-from dswag.federation.contract import ClientUpdate, EvaluateTask, TrainResult, TrainTask
+from dswag.federation.client_results import TrainResult
 from dswag.federation.folds import Both, Snapshots
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import round_trip
 
 SIZES = (20, 33, 11, 26, 14)

@@ -9,25 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dswag.algorithms.calibration import SummedGains
-from dswag.algorithms.conformal import CountedScores
-from dswag.client.batch_norm import PooledStatistics
+from dswag.client.batch_norm import LayerStatistics
+from dswag.client.calibration import CalibrateResult, SummedGains
+from dswag.client.conformal import ConformalResult, CountedScores
+from dswag.client.evaluation import EvaluateResult, Tally
+from dswag.client.statistics import PooledStatistics, StatisticsResult
+from dswag.client.training import TrainTask
 from dswag.core.randomness import generator_for
 from dswag.federation.aggregation import Mean, aggregator
-from dswag.federation.contract import (
-    PER_COORDINATE,
-    CalibrateResult,
-    ClientError,
-    ClientUpdate,
-    ConformalResult,
-    EvaluateResult,
-    LayerStatistics,
-    StatisticsResult,
-    StatisticsTask,
-    TrainResult,
-    TrainTask,
-)
-from dswag.federation.folds import Both, Snapshots, Tally
+from dswag.federation.client_results import TrainResult
+from dswag.federation.contract import ClientError
+from dswag.federation.coordinates import PER_COORDINATE
+from dswag.federation.folds import Both, Snapshots
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import Attendance
 from dswag.posterior.moments import Moments
 
@@ -285,24 +279,6 @@ def test_attendance_carries_who_is_missing_and_forgets_those_who_came_after_all(
     assert [error.task.index for error in there.missing()] == list(range(2, CLIENTS))
     assert there.accepted == {0, 1}
     assert there.bytes_up == first.bytes_up + again.bytes_up
-
-
-def test_attendance_carries_the_layers_that_its_answers_agree_in():
-    def statistics(index, name):
-        return replace(measured(index), client=9 - index, statistics=({name: measured(index).statistics[0][""]},))
-
-    tasks = [
-        StatisticsTask(index=i, client=9 - i, occasion="a refresh", batch_size=1, max_examples=None, seed=0)
-        for i in range(3)
-    ]
-    here = Attendance(tasks)
-    here.add(statistics(0, "1"))
-    with pytest.raises(ClientError, match=r"BatchNorm layers are \[{'2': 3}\], those of the others \[{'1': 3}\]"):
-        carried(here).check(statistics(1, "2"), {})
-    other = here.empty()
-    other.add(statistics(1, "2"))
-    with pytest.raises(ValueError, match="layers must be the same everywhere"):
-        here.merge(carried(other))
 
 
 def test_folds_within_both_learn_that_they_hold_a_range():

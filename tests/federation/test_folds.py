@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dswag.client.evaluation import ClientEvaluation, EvaluateResult, Tally
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import EvaluateResult, TrainResult
-from dswag.federation.folds import Both, ClientEvaluation, Snapshots, Tally
+from dswag.federation.client_results import TrainResult
+from dswag.federation.folds import Both, Snapshots
 
 
 def trained(index, snapshots=2):

@@ -9,27 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dswag import ClientError, TooFewClientsError
-from dswag.client.batch_norm import PooledStatistics
+from dswag.client.batch_norm import LayerStatistics
+from dswag.client.calibration import CalibrateResult, CalibrateTask
+from dswag.client.conformal import ConformalResult, ConformalTask
+from dswag.client.evaluation import EvaluateResult, EvaluateTask, Tally
+from dswag.client.statistics import PooledStatistics, StatisticsResult, StatisticsTask
+from dswag.client.training import TrainTask
 from dswag.core.conformal_scores import Scoring
 from dswag.federation.aggregation import Mean
-from dswag.federation.contract import (
-    CalibrateResult,
-    CalibrateTask,
-    ClientUpdate,
-    ConformalResult,
-    ConformalTask,
-    Draws,
-    EvaluateResult,
-    EvaluateTask,
-    LayerStatistics,
-    Part,
-    StatisticsResult,
-    StatisticsTask,
-    TrainResult,
-    TrainTask,
-)
-from dswag.federation.folds import Tally
+from dswag.federation.client_results import TrainResult
+from dswag.federation.contract import Part
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import Missing, num_bytes, round_trip
+from dswag.posterior.draws import Draws
 
 THETA = torch.tensor([1.0, -2.0, 3.0])
 PAYLOAD = {"theta": THETA}
@@ -327,15 +319,13 @@ def test_a_client_of_which_nothing_is_heard_is_missing():
 
 
 @pytest.mark.parametrize("other", [{"2": layer()}, {"1": layer(mean=(0.0,), scatter=(0.0,))}, {}])
-def test_statistics_of_other_layers_than_the_others_are_refused(other):
-    tasks = [replace(STATISTICS, index=index, client=index + 5, draws=()) for index in range(3)]
+def test_statistics_of_other_layers_than_the_server_s_are_refused(other):
+    tasks = [replace(STATISTICS, index=index, client=index + 5, draws=(), layers={"1": 2}) for index in range(3)]
     answers = [
         StatisticsResult(index=index, client=index + 5, statistics=(seen,))
         for index, seen in enumerate([{"1": layer()}, other, {"1": layer()}])
     ]
-    with pytest.raises(
-        ClientError, match=r"client 6 failed in a refresh: .*its BatchNorm layers are .*those of the ot"
-    ):
+    with pytest.raises(ClientError, match=r"client 6 failed in a refresh: .*its BatchNorm layers are .*the server's"):
         round_trip(Scripted(answers), PAYLOAD, tasks, List())
     done = round_trip(Scripted(answers), PAYLOAD, tasks, List(), minimum=2)
     assert [missing.client for missing in done.missing] == [6]

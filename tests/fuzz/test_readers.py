@@ -22,11 +22,13 @@ from samples import LANDSCAPE, LAYOUT, METRICS, POSTERIOR
 
 from dswag import Config, ConfigError, GaussianPosterior, PosteriorFileError, Server
 from dswag.cli.inputs import InputError, read_images
+from dswag.client.training import TrainTask
 from dswag.data.class_counts import ClassCounts
 from dswag.data.formats import DataFormatError, gunzip, read_cifar, read_idx, read_idx_pair, tar_members
 from dswag.engines.recorded import Recorded
-from dswag.federation.contract import ClientUpdate, TrainResult, TrainTask
+from dswag.federation.client_results import TrainResult
 from dswag.federation.folds import Snapshots
+from dswag.federation.local_update import ClientUpdate
 from dswag.federation.round_trip import Missing
 from dswag.lab.experiments.recipe import Recipe
 from dswag.posterior.collectors.state_dicts import CheckpointFileError, read_state_dict

@@ -11,7 +11,7 @@ from torch import nn
 
 from dswag import GaussianPosterior, Layout, Moments
 from dswag.core.randomness import generator_for
-from dswag.federation.contract import TrainResult
+from dswag.federation.client_results import TrainResult
 from dswag.posterior.ledger import Ledger
 
 D = 5_000

@@ -14,7 +14,7 @@ from training_results import folded
 
 from dswag.core.parameters import Layout
 from dswag.core.randomness import generator_for
-from dswag.federation.contract import TrainResult
+from dswag.federation.client_results import TrainResult
 from dswag.posterior.moments import Moments
 from dswag.posterior.robust_moments import RobustMoments, consistency, location_and_scatter
 

@@ -6,20 +6,22 @@ with which averaged predictions fit examples best that no client trained on. Onl
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
-from typing import Self
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
 from dswag.client import batch_norm
+from dswag.client.calibration import CalibrateTask, Gains, SummedGains
+from dswag.client.statistics import refresh
 from dswag.config import Config
 from dswag.core.randomness import derive_seed
-from dswag.federation.contract import CalibrateResult, CalibrateTask, Draws, Engine, Part
+from dswag.federation.contract import Engine, Part
+from dswag.federation.folds import prefixed
 from dswag.federation.round_trip import round_trip
+from dswag.posterior.draws import Draws
 from dswag.posterior.gaussian import GaussianPosterior
 
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.0, 3.0)
@@ -61,7 +63,7 @@ def held_out_gains(
     draws: tuple[Draws, ...],
     temperatures: tuple[float, ...],
     config: Config,
-) -> "Gains":
+) -> Gains:
     """How much better than the first each group of draws, at each temperature, predicts what the clients held out.
 
     Raises:
@@ -90,8 +92,8 @@ def held_out_gains(
 def refreshed_buffers(
     engine: Engine, posterior: GaussianPosterior, draws: tuple[Draws, ...], config: Config
 ) -> dict[str, Tensor]:
-    """BatchNorm statistics of all draws from what the clients train on, a row for each draw."""
-    statistics = batch_norm.refresh(
+    """BatchNorm statistics of all draws from what the clients train on, for a payload: a row for each draw."""
+    statistics = refresh(
         engine,
         posterior.tensors(),
         seed=draws[0].seed,
@@ -100,7 +102,8 @@ def refreshed_buffers(
         part=config.training_part,
         minimum=config.enough_of(engine.num_clients),
     )
-    return {name: torch.stack([of_draw[name] for of_draw in statistics]) for name in statistics[0]}
+    rows = {name: torch.stack([of_draw[name] for of_draw in statistics]) for name in statistics[0]}
+    return prefixed("buffer", rows)
 
 
 def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_examples: int) -> int:
@@ -111,66 +114,3 @@ def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_example
     gain = float(sums[best]) / num_examples
     error = math.sqrt(max(float(squares[best]) / num_examples - gain**2, 0.0) / (num_examples - 1))
     return best if gain > SIGNIFICANCE * error else 0
-
-
-@dataclass(frozen=True, eq=False)
-class Gains:
-    """Sums over the held-out examples of all clients, by group of draws and temperature."""
-
-    num_examples: int
-    sums: Float64[Tensor, "g t"]
-    """Over the first group at the first temperature, and over the same group at the first one, as in the result."""
-    squares: Float64[Tensor, "g t"]
-
-    def by_temperature(self, group: int) -> tuple[Float64[Tensor, "t"], Float64[Tensor, "t"]]:
-        """A group's sums and sums of squares, all over the group itself at the first temperature, where both are 0."""
-        sums, squares = self.sums[group].clone(), self.squares[group].clone()
-        sums[0] = squares[0] = 0
-        return sums, squares
-
-
-class SummedGains:
-    """The clients' gains of every candidate, added up in place."""
-
-    def __init__(self) -> None:
-        self._gains: Gains | None = None
-
-    def add(self, result: CalibrateResult) -> None:
-        """Takes in one client's."""
-        self._take(Gains(result.num_examples, result.gains, result.squares))
-
-    def merge(self, other: Self) -> None:
-        """Takes in another fold's."""
-        if other._gains is not None:
-            self._take(other._gains)
-
-    def result(self) -> Gains:
-        """The sums so far."""
-        if self._gains is None:
-            raise ValueError("there are no gains of no clients: add a result first")
-        return self._gains
-
-    def empty(self) -> Self:
-        """The gains of no clients."""
-        return type(self)()
-
-    def state(self) -> dict[str, Tensor]:
-        """The sums, if there are any."""
-        gains = self._gains
-        if gains is None:
-            return {}
-        return {"num_examples": torch.tensor(gains.num_examples), "sums": gains.sums, "squares": gains.squares}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes on the sums of another."""
-        self._gains = None
-        if state:
-            self._gains = Gains(int(state["num_examples"]), state["sums"].clone(), state["squares"].clone())
-
-    def _take(self, more: Gains) -> None:
-        mine = self._gains
-        if mine is None:
-            self._gains = more
-        else:
-            sums, squares = mine.sums + more.sums, mine.squares + more.squares
-            self._gains = Gains(mine.num_examples + more.num_examples, sums, squares)

@@ -6,7 +6,6 @@ client. Counts of all clients together give the threshold for an example of any 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -14,11 +13,12 @@ from torch import Tensor
 
 from dswag.algorithms.calibration import refreshed_buffers
 from dswag.client import batch_norm
+from dswag.client.conformal import ConformalTask, CountedScores, summed
 from dswag.config import Config
 from dswag.core.arrays import as_tensor
 from dswag.core.conformal_scores import ConformalScore, Scoring, threshold
 from dswag.core.randomness import derive_seed
-from dswag.federation.contract import ConformalResult, ConformalTask, Engine, Part
+from dswag.federation.contract import Engine, Part
 from dswag.federation.round_trip import round_trip
 from dswag.posterior.gaussian import GaussianPosterior
 
@@ -156,60 +156,3 @@ class Conformal:
         if client not in self.counts:
             raise ValueError(f"there are counts of the clients {sorted(self.counts)}, got client {client}")
         return self.counts[client]
-
-
-def summed(counts: list[Int64[Tensor, "b"]]) -> Int64[Tensor, "b"]:
-    """Counts of several, of which some may end before others."""
-    total = torch.zeros(max(map(len, counts)), dtype=torch.int64)
-    for each in counts:
-        total[: len(each)] += each
-    return total
-
-
-class CountedScores:
-    """Each client's counts; memory for a few kilobytes for each client."""
-
-    def __init__(self) -> None:
-        self._counts: dict[int, Tensor] = {}
-
-    def add(self, result: ConformalResult) -> None:
-        """Takes in one client's."""
-        self._take(result.client, result.counts.cpu())
-
-    def merge(self, other: Self) -> None:
-        """Takes in another fold's."""
-        for client, counts in other._counts.items():
-            self._take(client, counts)
-
-    def result(self) -> dict[int, Int64[Tensor, "b"]]:
-        """The counts of each client, in the order of their numbers."""
-        if not self._counts:
-            raise ValueError("there are no scores of no clients: add a result first")
-        return {client: self._counts[client] for client in sorted(self._counts)}
-
-    def empty(self) -> Self:
-        """The counts of no clients."""
-        return type(self)()
-
-    def state(self) -> dict[str, Tensor]:
-        """All counts, one after another, and how many of them are each client's."""
-        if not self._counts:
-            return {}
-        clients = sorted(self._counts)
-        lengths = [(client, len(self._counts[client])) for client in clients]
-        return {
-            "counts": torch.cat([self._counts[client] for client in clients]),
-            "clients": torch.tensor(lengths, dtype=torch.int64),
-        }
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes on the counts of another."""
-        self._counts = {}
-        if state:
-            clients, lengths = state["clients"].T.tolist()
-            parts = torch.split(state["counts"].clone(), lengths)
-            self._counts = dict(zip(clients, parts, strict=True))
-
-    def _take(self, client: int, counts: Tensor) -> None:
-        mine = self._counts.get(client)
-        self._counts[client] = counts.clone() if mine is None else summed([mine, counts])

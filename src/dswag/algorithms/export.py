@@ -11,7 +11,9 @@ from dswag.algorithms.prediction import Members, Posterior, draws_of, reading_of
 from dswag.algorithms.predictive import Average, Reading
 from dswag.core.links import Link
 from dswag.core.parameters import parameters, unwrapped
-from dswag.federation.contract import Engine, Kind
+from dswag.federation.contract import Engine
+from dswag.federation.folds import within
+from dswag.posterior.draws import Kind
 
 
 def export(
@@ -86,11 +88,10 @@ class _Averaged(nn.Module):
         types = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         self.states: list[dict[str, str]] = []
         for number in range(members.count):
-            payload = dict(members.payload(number))
-            views = members.layout.views(payload.pop("theta"))
+            payload = members.payload(number)
+            views = members.layout.views(payload["theta"])
             own = {self.names[name]: values.to(types[self.names[name]]) for name, values in views.items()}
-            known = dict(self.model.named_buffers())
-            own |= {name: values for name, values in payload.items() if name in known}
+            own |= within("buffer", payload)
             self.states.append({})
             for place, (name, values) in enumerate(own.items()):
                 self.register_buffer(f"draw_{number}_{place}", values.detach().clone())

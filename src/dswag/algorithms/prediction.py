@@ -12,15 +12,18 @@ from torch import Tensor, nn
 
 from dswag.algorithms.predictive import Average, Reading, joined
 from dswag.algorithms.predictive import Predictive as Predictive
-from dswag.client import batch_norm
 from dswag.client.replica import Workspace
 from dswag.client.running_state import normalizing
+from dswag.client.statistics import refresh
 from dswag.core.links import Link
 from dswag.core.parameters import Layout, parameters
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.batches import groups
-from dswag.federation.contract import Draws, Engine, Kind, Payload, Precision
+from dswag.federation.contract import Engine, Payload
+from dswag.federation.folds import prefixed
+from dswag.federation.local_update import Precision
 from dswag.posterior.combining import MixturePosterior
+from dswag.posterior.draws import Draws, Kind
 from dswag.posterior.gaussian import GaussianPosterior
 
 Posterior = GaussianPosterior | MixturePosterior
@@ -194,7 +197,8 @@ def draws_of(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if kind == "mean":
         (statistics,) = _refresh(model, layout, {"theta": posterior.mean}, engine, batch_norm_examples, precision)
-        return Members(layout, 1, lambda _: {"theta": posterior.mean, **statistics}, precision, "mean", workers)
+        mean = {"theta": posterior.mean, **prefixed("buffer", statistics)}
+        return Members(layout, 1, lambda _: mean, precision, "mean", workers)
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
 
@@ -213,7 +217,7 @@ def draws_of(
         refreshed = [{}] * samples
 
     def payload(i: int) -> Payload:
-        return {"theta": draw(i), **refreshed[i]}  # l. 3
+        return {"theta": draw(i), **prefixed("buffer", refreshed[i])}  # l. 3
 
     return Members(layout, samples, payload, precision, f"seed {seed}, draw", workers)
 
@@ -235,7 +239,7 @@ def members_of(
     ]
 
     def payload(i: int) -> Payload:
-        return {"theta": thetas[i], **statistics[i]}
+        return {"theta": thetas[i], **prefixed("buffer", statistics[i])}
 
     return Members(layout, len(thetas), payload, precision, workers=workers)
 
@@ -361,4 +365,4 @@ def _refresh(
             "engine=..., so that the clients refresh them for every draw (Algorithm 2, line 3)"
         )
     seed, asked = (0, ()) if draws is None else (draws.seed, (draws,))
-    return batch_norm.refresh(engine, payload, seed=seed, max_examples=max_examples, draws=asked, precision=precision)
+    return refresh(engine, payload, seed=seed, max_examples=max_examples, draws=asked, precision=precision)

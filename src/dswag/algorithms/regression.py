@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dswag.algorithms.prediction import Members, Posterior, check_finite, draws_of, outputs
 from dswag.core.outputs import mean_and_noise
-from dswag.federation.contract import Engine, Kind
+from dswag.federation.contract import Engine
+from dswag.posterior.draws import Kind
 
 
 @dataclass(frozen=True, eq=False)

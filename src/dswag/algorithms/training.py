@@ -10,14 +10,17 @@ from torch import Tensor
 from dswag.algorithms import schedules, server_update
 from dswag.algorithms.server_update import Server
 from dswag.client import batch_norm
+from dswag.client.evaluation import EvaluateTask, Evaluation, Tally
 from dswag.client.stability import DivergenceError, has_diverged
+from dswag.client.statistics import refresh
+from dswag.client.training import TrainTask
 from dswag.config import Config
 from dswag.core.parameters import Layout
 from dswag.core.randomness import derive_seed
 from dswag.federation.aggregation import aggregator
 from dswag.federation.client_sampling import sample_clients
-from dswag.federation.contract import Engine, EvaluateTask, FoldT, TrainTask
-from dswag.federation.folds import Evaluation, Tally
+from dswag.federation.contract import Engine, FoldT
+from dswag.federation.folds import prefixed
 from dswag.federation.round_trip import Missing, RoundTrip, round_trip
 from dswag.posterior.moments import Moments
 from dswag.posterior.robust_moments import RobustMoments
@@ -155,7 +158,7 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
     """Mean loss and accuracy of θ on all clients' training examples; each client evaluates its own."""
     payload = {"theta": theta}
     part, enough = config.training_part, config.enough_of(engine.num_clients)
-    (statistics,) = batch_norm.refresh(
+    (statistics,) = refresh(
         engine, payload, seed=config.seed, max_examples=config.batch_norm_examples, part=part, minimum=enough
     )
     size = batch_norm.BATCH_SIZE
@@ -163,7 +166,9 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
         EvaluateTask(index=client, client=client, occasion="the evaluation", part=part, batch_size=size)
         for client in range(engine.num_clients)
     ]
-    return round_trip(engine, {**payload, **statistics}, tasks, Tally(), minimum=enough).fold.result()
+    return round_trip(
+        engine, {**payload, **prefixed("buffer", statistics)}, tasks, Tally(), minimum=enough
+    ).fold.result()
 
 
 def _accuracy(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> float | None:

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from dswag.config import PAPER, ConfigError, differences
-from dswag.federation.contract import Kind
 from dswag.lab.baselines import METHODS
 from dswag.lab.experiments.recipe import INDIFFERENT, Recipe
 from dswag.lab.experiments.scoring import DEFAULT_KINDS
+from dswag.posterior.draws import Kind
 
 Output = Annotated[Path | None, arg(aliases=("-o",), metavar="PATH")]
 Switch = FlagCreatePairsOff[bool]

@@ -1,1 +1,11 @@
-"""What happens where the data are: a copy of the model, local SGD, BatchNorm statistics, evaluation."""
+"""What happens where the data are: a copy of the model, local optimizers, and every kind of work in a file of its own.
+
+A kind of work is a class of tasks (`dswag.federation.contract.Task`) with its results, what makes one valid, and its
+fold. These are known to every process that has this package; others once their modules are imported.
+"""
+
+from dswag.client.calibration import CalibrateTask as CalibrateTask
+from dswag.client.conformal import ConformalTask as ConformalTask
+from dswag.client.evaluation import EvaluateTask as EvaluateTask
+from dswag.client.statistics import StatisticsTask as StatisticsTask
+from dswag.client.training import TrainTask as TrainTask

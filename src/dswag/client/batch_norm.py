@@ -8,11 +8,13 @@ leave a client, never an example.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Self
+from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
@@ -21,19 +23,7 @@ from dswag.client.calling import called, placed
 from dswag.client.running_state import load as load
 from dswag.client.running_state import normalizing, refresh_spectral_norms
 from dswag.core.parameters import Layout, unwrapped
-from dswag.core.randomness import derive_seed
 from dswag.data.batches import inputs_of
-from dswag.federation.contract import (
-    Draws,
-    Engine,
-    LayerStatistics,
-    Part,
-    Payload,
-    Precision,
-    StatisticsResult,
-    StatisticsTask,
-)
-from dswag.federation.round_trip import round_trip
 
 BATCH_SIZE = 128
 """Examples that a layer normalizes together while statistics are collected."""
@@ -42,37 +32,13 @@ MEANS = ("running_mean", "running_var")
 """The buffers of a layer; an entry of this name is of InstanceNorm, and its mean is the buffer."""
 
 
-def refresh(
-    engine: Engine,
-    payload: Payload,
-    *,
-    seed: int,
-    max_examples: int | None = None,
-    draws: tuple[Draws, ...] = (),
-    part: Part | None = None,
-    minimum: int | None = None,
-    precision: Precision = "float32",
-) -> tuple[dict[str, Tensor], ...]:
-    """For the payload's θ, or each draw from its posterior, the running statistics over all clients by buffer name.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerStatistics:
+    """The inputs of one BatchNorm layer: per channel, their mean and the sum of squared distances from it."""
 
-    One round trip, however many draws. Each client passes at most `max_examples`, rounded up to whole batches. All
-    clients must answer, or at least `minimum`.
-    """
-    tasks = [
-        StatisticsTask(
-            index=client,
-            client=client,
-            occasion="the BatchNorm refresh",
-            part=part,
-            batch_size=BATCH_SIZE,
-            max_examples=max_examples,
-            seed=derive_seed(seed, client),
-            draws=draws,
-            precision=precision,
-        )
-        for client in range(engine.num_clients)
-    ]
-    return round_trip(engine, payload, tasks, PooledStatistics(), minimum=minimum).fold.result()
+    count: int
+    mean: Float64[Tensor, "c"]
+    scatter: Float64[Tensor, "c"]
 
 
 def widths(module: nn.Module, layout: Layout | None = None) -> dict[str, int]:
@@ -180,63 +146,6 @@ def update(module: nn.Module, batches: Iterable[Any]) -> None:
     device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
     load(module, buffers(collect(module, (placed(inputs, device) for inputs in inputs_of(batches)))))
     refresh_spectral_norms(module)
-
-
-class PooledStatistics:
-    """The statistics of every client together, for each draw."""
-
-    def __init__(self) -> None:
-        self._statistics: tuple[Mapping[str, LayerStatistics], ...] = ()
-
-    def add(self, result: StatisticsResult) -> None:
-        """Takes in one client's statistics."""
-        self._take(result.statistics)
-
-    def merge(self, other: Self) -> None:
-        """Takes in another fold's statistics."""
-        self._take(other._statistics)
-
-    def result(self) -> tuple[dict[str, Tensor], ...]:
-        """For each draw, the running statistics by buffer name."""
-        if not self._statistics:
-            raise ValueError("there are no BatchNorm statistics of no clients: add a result first")
-        return tuple(buffers(statistics) for statistics in self._statistics)
-
-    def empty(self) -> Self:
-        """The statistics of no clients."""
-        return type(self)()
-
-    def state(self) -> dict[str, Tensor]:
-        """How many draws there are, and for each layer counts [s], means [s, c] and scatters [s, c]."""
-        draws = self._statistics
-        state = {"draws": torch.tensor(len(draws))}
-        for name in draws[0] if draws else ():
-            seen = [statistics[name] for statistics in draws]
-            state[f"count {name}"] = torch.tensor([one.count for one in seen])
-            state[f"mean {name}"] = torch.stack([one.mean for one in seen])
-            state[f"scatter {name}"] = torch.stack([one.scatter for one in seen])
-        return state
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes on the statistics of another."""
-        names = [name.removeprefix("count ") for name in state if name.startswith("count ")]
-        values = {name: [state[f"{what} {name}"] for what in ("count", "mean", "scatter")] for name in names}
-        self._statistics = tuple(
-            {
-                name: LayerStatistics(count=int(count[draw]), mean=mean[draw].clone(), scatter=scatter[draw].clone())
-                for name, (count, mean, scatter) in values.items()
-            }
-            for draw in range(int(state["draws"]))
-        )
-
-    def _take(self, statistics: tuple[Mapping[str, LayerStatistics], ...]) -> None:
-        if not self._statistics:
-            self._statistics = statistics
-        elif statistics:
-            self._statistics = tuple(
-                {**mine, **theirs, **{name: merge(mine[name], theirs[name]) for name in mine if name in theirs}}
-                for mine, theirs in zip(self._statistics, statistics, strict=True)
-            )
 
 
 def _seen_by(name: str, layer: nn.Module, inputs: Tensor) -> dict[str, LayerStatistics]:

@@ -13,7 +13,7 @@ from torch.optim.sgd import sgd
 from dswag.client.replica import OptimizerFactory, Workspace
 from dswag.client.weights import Weights
 from dswag.core.randomness import DrawFrom
-from dswag.federation.contract import ClientUpdate
+from dswag.federation.local_update import ClientUpdate
 
 
 class Step:

@@ -24,7 +24,9 @@ from dswag.client.weights import Weights
 from dswag.core.parameters import Layout, unwrapped
 from dswag.core.randomness import DrawFrom
 from dswag.data.batches import LABELS
-from dswag.federation.contract import ClientError, Payload, Precision, Task
+from dswag.federation.contract import ClientError, Payload, Task
+from dswag.federation.folds import within
+from dswag.federation.local_update import Precision
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer | tuple[Optimizer, LRScheduler]]
 """Makes a client's optimizer, and where wanted its schedule, anew at the start of every task."""
@@ -91,9 +93,8 @@ class Workspace:
     def load(self, payload: Payload) -> None:
         """Sets θ, and the buffers: to those in the payload, otherwise to the model's own, or what θ makes of them."""
         self.layout.check(payload["theta"])
-        given = {name: payload[name] for name in self.state.buffers if name in payload and name != "theta"}
         self.weights.load(payload["theta"])
-        self.state.load(given)
+        self.state.load(within("buffer", payload))
 
     def train(self) -> None:
         """Training mode, apart from what is frozen."""
@@ -107,11 +108,6 @@ class Workspace:
     def snapshot(self) -> Float[Tensor, "d"]:
         """A copy of θ."""
         return self.weights.snapshot()
-
-    @property
-    def buffer_names(self) -> tuple[str, ...]:
-        """The model's buffers that a payload may set."""
-        return tuple(self.state.buffers)
 
     def computing_in(self, precision: Precision) -> AbstractContextManager[None]:
         """Forward passes within compute in this precision; the weights stay as they are."""

@@ -16,18 +16,8 @@ from dswag.core.serialization import as_bytes, as_text
 from dswag.engines.in_process import InProcess
 from dswag.engines.ranks import RankError, Ranks
 from dswag.federation import failures
-from dswag.federation.contract import (
-    APART,
-    PER_COORDINATE,
-    ClientError,
-    Fold,
-    FoldT,
-    Payload,
-    Result,
-    Task,
-    check_tasks,
-    spread,
-)
+from dswag.federation.contract import ClientError, Fold, FoldT, Payload, Result, Task, check_tasks
+from dswag.federation.coordinates import APART, PER_COORDINATE, spread
 
 CLIENT_FAILED, RANK_FAILED = "a client failed", "the rank failed"
 """Names of what a rank says of its failure."""
@@ -74,6 +64,11 @@ class Distributed:
     def num_clients(self) -> int:
         """W."""
         return self._local.num_clients
+
+    @property
+    def batch_norm_layers(self) -> Mapping[str, int]:
+        """Those of the model."""
+        return self._local.batch_norm_layers
 
     @property
     def loss(self) -> Loss:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dswag.client import work
+from dswag.client import batch_norm, work
 from dswag.client.calling import Loss
 from dswag.client.replica import OptimizerFactory, Workspace
-from dswag.core.parameters import Layout
+from dswag.core.parameters import Layout, unwrapped
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.examples import ClientData, client_data
 from dswag.federation.contract import ClientError, Fold, Payload, Result, Task, check_tasks
@@ -67,6 +67,7 @@ class InProcess:
         listed = isinstance(clients, list | tuple)
         self._clients = [_named(number, data) for number, data in enumerate(clients)] if listed else clients
         first = Workspace(model, loss, layout, optimizer=optimizer)
+        self.batch_norm_layers = batch_norm.widths(unwrapped(model), first.layout)
         default = default_workers() if first.device.type == "cpu" else 1
         number = min(workers or default, len(clients))
         self._intra_op_threads = max(1, default_workers() // len(clients))

@@ -1,7 +1,7 @@
 """An engine that keeps what clients answered on disk, so that a run that was killed asks only those left."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from dswag.core.atomic_files import SaveError, remove_leftovers, replacing, save_tensors, saving
 from dswag.core.checksums import fingerprint
-from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task, TrainResult, TrainTask
-from dswag.federation.result_validation import fault
+from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task
+from dswag.federation.result_validation import validate_result
 
 _FORMAT = "dswag-answer"
 
@@ -42,9 +42,14 @@ class Recorded:
         """W of the engine within."""
         return self.engine.num_clients
 
+    @property
+    def batch_norm_layers(self) -> Mapping[str, int]:
+        """Those of the engine within."""
+        return self.engine.batch_norm_layers
+
     def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
         """Every task's answer, saved or new, in task order; a new one is saved once whoever iterates goes on."""
-        if not tasks or not all(isinstance(task, TrainTask) for task in tasks):
+        if not tasks or not all(task.trains for task in tasks):
             return self.engine.answers(payload, tasks)
         return self._answers(payload, tasks)
 
@@ -55,7 +60,7 @@ class Recorded:
     def _answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
         basis = fingerprint(payload)
         files = {task.index: _Answer.to(task, basis, self.folder) for task in tasks}
-        saved = {index for index, file in files.items() if file.load(payload) is not None}
+        saved = {index for index, file in files.items() if file.load() is not None}
         left = [task for task in tasks if task.index not in saved]
         new = self.engine.answers(payload, left) if left else iter(())
         for task in tasks:
@@ -63,10 +68,10 @@ class Recorded:
             if task.index not in saved:
                 answer = next(new)
                 yield answer
-                if isinstance(answer, TrainResult) and not fault(task, answer, payload):
+                if isinstance(answer, Result) and _fits(task, answer, payload):
                     file.save(answer)
                 del answer
-            elif (result := file.load(payload)) is not None:
+            elif (result := file.load()) is not None:
                 yield result
                 del result
             else:
@@ -88,30 +93,36 @@ class _Answer:
         """The file for the answer to this task about the payload with this fingerprint."""
         return cls(task, folder / f"{task.index:05d}-{payload[:8]}.safetensors", fingerprint({}, payload, repr(task)))
 
-    def load(self, payload: Payload) -> TrainResult | None:
+    def load(self) -> Result | None:
         """The answer; None where there is none, or none that can be read, or one to something else."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 if metadata["format"] != _FORMAT or metadata["key"] != self.key:
                     return None
-                thetas = file.get_tensor("thetas")
-            if metadata["fingerprint"] != fingerprint({"thetas": thetas}, metadata["numbers"]):
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            if metadata["fingerprint"] != fingerprint(tensors, metadata["values"]):
                 return None
-            thetas = thetas.to(payload["theta"].device)
-            return TrainResult(thetas=thetas, **json.loads(metadata["numbers"]))
+            return self.task.result.from_wire(self.task, json.loads(metadata["values"]), tensors)
         except (FileNotFoundError, SafetensorError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
             return None
 
-    def save(self, result: TrainResult) -> None:
+    def save(self, result: Result) -> None:
         """Writes the answer."""
-        thetas = result.thetas.contiguous()
-        names = ("index", "client", "num_examples", "loss")
-        numbers = json.dumps({name: getattr(result, name) for name in names})
-        key, content = self.key, fingerprint({"thetas": thetas}, numbers)
-        metadata = {"format": _FORMAT, "key": key, "numbers": numbers, "fingerprint": content}
+        values, given = result.to_wire()
+        text, tensors = json.dumps(values), {name: tensor.contiguous() for name, tensor in given.items()}
+        content = fingerprint(tensors, text)
+        metadata = {"format": _FORMAT, "key": self.key, "values": text, "fingerprint": content}
         with saving(self.path, "make room for the clients' answers, and start again"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             remove_leftovers(self.path)
             with replacing(self.path) as temporary:
-                save_tensors(temporary, {"thetas": thetas}, metadata)
+                save_tensors(temporary, tensors, metadata)
+
+
+def _fits(task: Task, result: Result, payload: Payload) -> bool:
+    try:
+        validate_result(task, result, payload)
+    except ValueError:
+        return False
+    return True

@@ -1,33 +1,38 @@
-"""The clients' answers themselves, for what cannot be computed from running sums."""
+"""What clients that trained send back, and a keeper of it for what cannot be computed from running sums."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dswag.federation.contract import APART, TrainResult
+from dswag.federation.contract import Result, Task
+from dswag.federation.coordinates import APART
 
 SNAPSHOTS = "snapshots" + APART
 """Name in the state of what may be a range of the coordinates."""
 
 
-class AllCoordinates:
-    """All coordinates of θ, where a single process holds them: as `dswag.federation.contract.Coordinates`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainResult(Result):
+    """What a client that trained sends back."""
 
-    def total(self, values: Tensor) -> Tensor:
-        """The tensor as it is."""
-        return values
+    thetas: Float[Tensor, "s d"]
+    """The snapshots, in the form that the task's `upload` names."""
+    num_examples: int
+    loss: float
+    """Mean training loss of the last local epoch."""
 
-    def part(self, whole: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
-        """All of it."""
-        return whole
+    def to_wire(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Snapshots are named like the weights that came, so that Flower's mods know them for an update of these."""
+        return {"num_examples": self.num_examples, "loss": self.loss}, {"theta": self.thetas}
 
-    def whole(self, part: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
-        """The part, which is all."""
-        return part
+    @classmethod
+    def from_wire(cls, task: Task, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """From the same."""
+        return cls(index=task.index, client=task.client, **values, thetas=tensors["theta"])
 
 
 class Answers:

@@ -1,6 +1,5 @@
 """One round trip to the clients: what comes back is checked, decoded and counted before it is folded."""
 
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, is_dataclass
@@ -9,9 +8,9 @@ from typing import Any, Generic, Self
 import torch
 from torch import Tensor
 
-from dswag.core.serialization import as_bytes, as_text
-from dswag.federation import failures, result_validation
+from dswag.federation import failures
 from dswag.federation.contract import ClientError, Engine, FoldT, Payload, Result, Task
+from dswag.federation.result_validation import validate_result
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,6 @@ class Attendance:
         self.accepted: set[int] = set()
         self.failed: dict[int, ClientError] = {}
         self.bytes_up = 0
-        self.layers: Any = None  # of the results accepted
 
     def check(self, answer: Result, payload: Payload) -> Result:
         """The result as it is to be folded. Raises ClientError where it does not fit."""
@@ -141,18 +139,14 @@ class Attendance:
             reason = f"there is no task {answer.index}" if task is None else "it had answered before"
             occasion = next(iter(self.tasks.values())).occasion
             raise ClientError(Task(index=-1, client=answer.client, occasion=occasion), f"{_REJECTED}: {reason}")
-        fault = result_validation.fault(task, answer, payload)
-        layers = None if fault else result_validation.layers_of(answer)
-        if self.layers is not None and layers != self.layers and not fault:
-            fault = f"its BatchNorm layers are {layers}, those of the others {self.layers}"
-        if fault is not None:
-            raise ClientError(task, f"{_REJECTED}: {fault}")
-        return result_validation.decoded(task, answer, payload)
+        try:
+            return validate_result(task, answer, payload)
+        except ValueError as error:
+            raise ClientError(task, f"{_REJECTED}: {error}") from None
 
     def add(self, answer: Result) -> None:
         """Takes note of a result that was accepted."""
         self.accepted.add(answer.index)
-        self.layers = result_validation.layers_of(answer)
         self.bytes_up += num_bytes(answer)
 
     def note(self, error: ClientError) -> None:
@@ -166,10 +160,7 @@ class Attendance:
         return [self.failed.get(task.index) or ClientError(task, "no answer came") for task in left]
 
     def merge(self, other: Self) -> None:
-        """Takes in another's. Raises ValueError where their results are of different layers."""
-        if None not in (self.layers, other.layers) and self.layers != other.layers:
-            raise ValueError(f"BatchNorm layers must be the same everywhere, got {self.layers} and {other.layers}")
-        self.layers = self.layers or other.layers
+        """Takes in another's."""
         self.accepted |= other.accepted
         self.failed |= other.failed
         self.bytes_up += other.bytes_up
@@ -188,7 +179,6 @@ class Attendance:
             "accepted": torch.tensor(sorted(self.accepted), dtype=torch.int64),
             "bytes_up": torch.tensor(self.bytes_up),
             "failed": failures.packed(self.failed.values()),
-            "layers": as_bytes(json.dumps(self.layers)),
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -197,4 +187,3 @@ class Attendance:
         self.bytes_up = int(state["bytes_up"])
         errors = failures.unpacked(state["failed"], tuple(self.tasks.values()))
         self.failed = {error.task.index: error for error in errors}
-        self.layers = json.loads(as_text(state["layers"]))

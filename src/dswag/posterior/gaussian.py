@@ -17,8 +17,8 @@ from dswag.core.choices import check_choice
 from dswag.core.links import Learned
 from dswag.core.parameters import Layout, Selection
 from dswag.core.shards import Shards, split
-from dswag.federation.contract import Draws, Kind
 from dswag.posterior import density, file, parts, sampling
+from dswag.posterior.draws import Draws, Kind
 from dswag.posterior.file import PosteriorFileError as PosteriorFileError
 
 _TENSORS = ("mean", "variance", "deviations", "variance_within", "deviations_within")

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from dswag.core.choices import check_choice
 from dswag.core.parameters import Layout
 from dswag.core.shards import Shards, split
-from dswag.federation.contract import PER_COORDINATE, TrainResult, prefixed, within
+from dswag.federation.client_results import TrainResult
+from dswag.federation.coordinates import PER_COORDINATE
+from dswag.federation.folds import prefixed, within
 from dswag.posterior.deviations import Columns, LastColumns, PrincipalColumns, check_rank
 from dswag.posterior.gaussian import GaussianPosterior
 from dswag.posterior.ledger import Ledger

@@ -13,9 +13,9 @@ from dswag.core.choices import check_choice
 from dswag.core.chunked import over_parts, sorted_columns
 from dswag.core.parameters import Layout
 from dswag.core.randomness import derive_seed
-from dswag.federation.client_results import AllCoordinates, Answers
+from dswag.federation.client_results import Answers, TrainResult
 from dswag.federation.client_sampling import malicious_number
-from dswag.federation.contract import Coordinates, TrainResult
+from dswag.federation.coordinates import AllCoordinates, Coordinates
 from dswag.posterior.deviations import LastColumns
 from dswag.posterior.gaussian import GaussianPosterior
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from training_results import make_results
 
 from dswag.federation.aggregation import aggregator
-from dswag.federation.contract import TrainResult
+from dswag.federation.client_results import TrainResult
 
 WEIGHTED = {"mean": False, "weighted-mean": True}
 each_rule = pytest.mark.parametrize("rule", WEIGHTED)

@@ -97,6 +97,7 @@ def test_batch_norm_statistics_are_of_about_as_many_examples_as_the_loss(normali
 
     class Watching:
         num_clients = 2
+        batch_norm_layers = normalizing.engine.batch_norm_layers
 
         def answers(self, payload, tasks):
             asked.extend(task.max_examples for task in tasks)

@@ -178,6 +178,7 @@ def test_stopped_in_phase_2_it_asks_only_the_explorers_left(experiment, folder, 
 class Counting:
     def __init__(self, engine, asked):
         self.engine, self.asked, self.num_clients = engine, asked, engine.num_clients
+        self.batch_norm_layers = engine.batch_norm_layers
 
     def answers(self, payload, tasks):
         self.asked += [task for task in tasks if task.occasion == "phase 2"]

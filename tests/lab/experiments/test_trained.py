@@ -9,7 +9,7 @@ import torch
 from dswag.algorithms.prediction import ensemble
 from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import explore, synchronize
-from dswag.client import work
+from dswag.client.training import TrainTask
 from dswag.core.atomic_files import held
 from dswag.core.parameters import Layout
 from dswag.federation.contract import ClientError
@@ -181,8 +181,8 @@ def test_killed_in_phase_2_it_asks_the_explorers_that_are_left(tiny_recipe, tmp_
             raise Killed
         return answer(task, *rest)
 
-    answer = work.train
-    monkeypatch.setattr(work, "train", asked)
+    answer = TrainTask.run
+    monkeypatch.setattr(TrainTask, "run", asked)
     explorers, death = [], 4 + 3  # the third explorer, after a round of four clients
     with pytest.raises(ClientError, match="Killed"):
         train(build(recipe, workers=1), tmp_path / "killed")

@@ -16,10 +16,10 @@ from flwr.app import ConfigRecord, RecordDict
 from jaxtyping import Float
 from torch import Tensor
 
-from dswag.client import work
+from dswag.client.draws import thetas
 from dswag.engines.flower import records
 from dswag.engines.flower.records import RecordError
-from dswag.federation.contract import Draws
+from dswag.posterior.draws import Draws
 from dswag.posterior.sampling import BLOCK
 
 ACTION = "clients"
@@ -75,4 +75,4 @@ def _draws() -> Float[Tensor, "2 p"]:
     ramp = torch.linspace(-1, 1, _D)
     posterior = {"mean": ramp, "variance": 1 + ramp.square(), "deviations": torch.stack([ramp, 1 - ramp])}
     draws = Draws(seed=0, first=0, count=2, kind="swag", scale=1.0)
-    return torch.stack(list(work.thetas((draws,), posterior)))[:, _PROBES]
+    return torch.stack(list(thetas((draws,), posterior)))[:, _PROBES]

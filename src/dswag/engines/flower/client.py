@@ -17,7 +17,7 @@ from dswag.core.parameters import Layout
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.examples import client_data
 from dswag.engines.flower import census, records
-from dswag.federation.contract import ClientError, Result, Task, TrainTask
+from dswag.federation.contract import ClientError, Result, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,27 +55,28 @@ def client_app(make_node: Callable[[Context], Node], *, mods: Sequence[Mod] = ()
         return Message(census.answer(make_node(context).clients), reply_to=message)
 
     app.query(census.ACTION)(present)
-    for kind, message_type in records.MESSAGE_TYPES.items():
-        category, _, action = message_type.partition(".")
-        register = getattr(app, category)(action or "default", mods=list(mods) if kind is TrainTask else None)
-        register(_handler(make_node, kind))
+
+    def train(message: Message, context: Context) -> Message:
+        return Message(_answer(make_node(context), message.content, trains=True), reply_to=message)
+
+    def other_work(message: Message, context: Context) -> Message:
+        return Message(_answer(make_node(context), message.content, trains=False), reply_to=message)
+
+    app.train(mods=list(mods))(train)
+    app.query(records.OTHER_WORK)(other_work)
     return app
 
 
-def _handler(make_node: Callable[[Context], Node], kind: type[Task]) -> Callable[[Message, Context], Message]:
-    def handle(message: Message, context: Context) -> Message:
-        return Message(_answer(make_node(context), message.content, kind), reply_to=message)
-
-    return handle
-
-
-def _answer(node: Node, content: RecordDict, kind: type[Task]) -> RecordDict:
+def _answer(node: Node, content: RecordDict, *, trains: bool) -> RecordDict:
     """The answers of the node's clients, several at work at a time as in `InProcess`.
 
     Raises:
-        ValueError: the server takes this node for one with other clients; an error makes it ask again who has which.
+        ValueError: training that would go by the mods for it; or the server takes this node for one with other clients:
+            an error makes it ask again who has which.
     """
-    payload, tasks = records.read_request(content, kind)
+    payload, tasks = records.read_request(content)
+    if any(task.trains != trains for task in tasks):
+        raise ValueError(f"{type(tasks[0]).__name__} came in a message for other work")
     others = sorted({task.client for task in tasks} - node.clients.keys())
     if others:
         raise ValueError(f"this node has no clients {others}, only {sorted(node.clients)}")

@@ -15,27 +15,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from dswag.engines.flower import results
-from dswag.federation.contract import (
-    CalibrateTask,
-    ClientError,
-    ConformalTask,
-    EvaluateTask,
-    Payload,
-    Result,
-    StatisticsTask,
-    Task,
-    TrainTask,
-)
+from dswag.federation.contract import ClientError, Payload, Result, Task
 
-MESSAGE_TYPES: dict[type[Task], str] = {
-    TrainTask: "train",
-    StatisticsTask: "query.statistics",
-    EvaluateTask: "evaluate",
-    CalibrateTask: "query.calibrate",
-    ConformalTask: "query.conformal",
-}
-"""As which type of message each kind of task travels."""
+OTHER_WORK = "work"
+"""The action of messages with tasks that do not train; tasks that do are Flower's training messages."""
 
 _BFLOAT16 = ":bfloat16"
 """Ends the name of an array that holds the bits of bfloat16, which NumPy has not."""
@@ -84,15 +67,16 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
 def request(payload: ArrayRecord, tasks: Sequence[Task]) -> RecordDict:
     """What a node is sent: the payload, and tasks of one kind."""
     (kind,) = {type(task) for task in tasks}
-    texts = [_TASKS[kind].dump_json(task).decode() for task in tasks]
-    return RecordDict({"payload": payload, "request": ConfigRecord({"tasks": texts})})
+    texts = [_in_json(kind).dump_json(task).decode() for task in tasks]
+    return RecordDict({"payload": payload, "request": ConfigRecord({"kind": _name(kind), "tasks": texts})})
 
 
-def read_request(content: RecordDict, kind: type[Task]) -> tuple[Payload, list[Task]]:
+def read_request(content: RecordDict) -> tuple[Payload, list[Task]]:
     """The payload and the tasks. Raises RecordError, also for a task that says what this version does not know."""
     with _reading("the request"):
-        texts = [str(text) for text in _list(content.config_records["request"]["tasks"])]
-        adapter = _TASKS[kind]
+        request = content.config_records["request"]
+        texts = [str(text) for text in _list(request["tasks"])]
+        adapter = _in_json(_kind(str(request["kind"])))
         tasks = [adapter.validate_json(text) for text in texts]
     foreign = [text for text, task in zip(texts, tasks, strict=True) if adapter.dump_json(task).decode() != text]
     if foreign:
@@ -107,8 +91,8 @@ def reply(answers: Iterable[Result | ClientError]) -> RecordDict:
         if isinstance(answer, ClientError):
             texts.append(json.dumps({"cause": answer.cause, "epoch": answer.epoch}))
             continue
-        numbers, tensors = results.pack(answer)
-        texts.append(json.dumps({"numbers": numbers}))
+        values, tensors = answer.to_wire()
+        texts.append(json.dumps({"values": values}))
         if tensors:
             content[f"answer {position}"] = to_arrays(tensors)
     content["reply"] = ConfigRecord({"answers": texts})
@@ -137,7 +121,28 @@ def _read_answer(text: str, arrays: ArrayRecord | None, task: Task) -> Result | 
     said = _ANSWER.validate_json(text)
     if isinstance(said, _Failure):
         return ClientError(task, words(said.cause), epoch=said.epoch)
-    return results.unpack(task, said.numbers, {} if arrays is None else to_tensors(arrays))
+    return task.result.from_wire(task, said.values, {} if arrays is None else to_tensors(arrays))
+
+
+def _name(kind: type[Task]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _kind(name: str) -> type[Task]:
+    """The kind of work of this name, among those that this process has imported: none is imported for a message."""
+    kinds = [Task]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    found = next((kind for kind in kinds if _name(kind) == name), None)
+    if found is None:
+        raise RecordError(f"this node knows no work {name}: import the module that defines it where the node is made")
+    return found
+
+
+def _in_json(kind: type[Task]) -> TypeAdapter[Any]:
+    if kind not in _TASKS:
+        _TASKS[kind] = TypeAdapter(kind)
+    return _TASKS[kind]
 
 
 def _list(value: object) -> list[Any]:
@@ -168,8 +173,8 @@ class _Failure:
 
 @dataclass
 class _Success:
-    numbers: dict[str, Any]
+    values: dict[str, Any]
 
 
-_TASKS: dict[type[Task], TypeAdapter[Any]] = {kind: TypeAdapter(kind) for kind in MESSAGE_TYPES}
+_TASKS: dict[type[Task], TypeAdapter[Any]] = {}
 _ANSWER: TypeAdapter[Any] = TypeAdapter(_Success | _Failure)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -14,20 +13,7 @@ from torch import nn
 from dswag.client import batch_norm
 from dswag.engines.flower import census, records
 from dswag.engines.flower.post import Fetch, Post
-from dswag.federation.contract import (
-    CalibrateTask,
-    ClientError,
-    ConformalTask,
-    Fold,
-    Payload,
-    Result,
-    StatisticsResult,
-    StatisticsTask,
-    Task,
-    TrainResult,
-    TrainTask,
-    check_tasks,
-)
+from dswag.federation.contract import ClientError, Fold, Payload, Result, Task, check_tasks
 
 PRESENTATION = 120.0
 """Seconds that a node which appears during a run may take to say who it is, while the others wait."""
@@ -73,7 +59,7 @@ class Flower:
     ) -> None:
         self.num_clients = num_clients
         self._grid = grid
-        self._layers = batch_norm.widths(model)
+        self.batch_norm_layers = batch_norm.widths(model)
         self._timeout = timeout
         self._presentation = PRESENTATION if timeout is None else min(timeout, PRESENTATION)
         self._residents: dict[int, census.Resident] = {}
@@ -95,7 +81,7 @@ class Flower:
             groups[homes.get(task.client), type(task)].append(task)
         arrays, post = records.to_arrays(payload), Post(self._grid, self._timeout)
         answers = {
-            (home, kind): self._answers(home, group, payload, _ask(post, home, group, arrays))
+            (home, kind): self._answers(home, group, _ask(post, home, group, arrays))
             for (home, kind), group in groups.items()
         }
         for task in tasks:
@@ -152,7 +138,7 @@ class Flower:
                 )
 
     def _answers(
-        self, home: census.Resident | None, tasks: Sequence[Task], payload: Payload, fetch: Fetch
+        self, home: census.Resident | None, tasks: Sequence[Task], fetch: Fetch
     ) -> Iterator[Result | ClientError]:
         """The answers of one node's clients; its reply is fetched when the first is asked for."""
         reply = fetch()
@@ -161,38 +147,17 @@ class Flower:
                 self._residents.pop(home.node, None)
             yield from (ClientError(task, reply) for task in tasks)
             return
-        answers = records.read_reply(reply.content, tasks)
-        for task in tasks:
-            yield self._fitting(task, payload, next(answers))  # keeps no answer while the others are folded
-
-    def _fitting(self, task: Task, payload: Payload, answer: Result | ClientError) -> Result | ClientError:
-        """The answer on the payload's device; an error where it is of another model than the server's."""
-        match task, answer:
-            case TrainTask(), TrainResult():
-                theta = payload["theta"]
-                expected = torch.bfloat16 if task.upload == "bfloat16" else theta.dtype
-                if answer.thetas.dtype != expected:
-                    return ClientError(task, f"snapshots must be of {expected}, got {answer.thetas.dtype}")
-                return replace(answer, thetas=answer.thetas.to(theta.device))
-            case _, StatisticsResult():
-                for draw in answer.statistics:
-                    sizes = {
-                        name: len(seen.mean) for name, seen in draw.items() if seen.mean.shape == seen.scatter.shape
-                    }
-                    if sizes != self._layers:
-                        theirs = records.words(str(sizes))
-                        return ClientError(task, f"its BatchNorm layers are {theirs}, the server's are {self._layers}")
-        return answer
+        yield from records.read_reply(reply.content, tasks)
 
 
 def _ask(post: Post, home: census.Resident | None, tasks: Sequence[Task], payload: ArrayRecord) -> Fetch:
     """Sends a node the tasks of its clients, unless there is a reason why it could not do them."""
-    draws = any(isinstance(task, StatisticsTask | CalibrateTask | ConformalTask) and task.draws for task in tasks)
     if home is None:
         return lambda: "no node has it"
-    if draws and home.stranger is not None:
+    if home.stranger is not None and any(task.makes_draws for task in tasks):
         return lambda: (
             f"its node has {home.stranger}, whose draws from a posterior are not those of the server's "
             f"torch {torch.__version__}: install the same releases on both"
         )
-    return post.send(home.node, records.MESSAGE_TYPES[type(tasks[0])], records.request(payload, tasks))
+    message_type = "train" if tasks[0].trains else f"query.{records.OTHER_WORK}"
+    return post.send(home.node, message_type, records.request(payload, tasks))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dswag.federation.aggregation.clipping import clipped
-from dswag.federation.contract import TrainResult
+from dswag.federation.client_results import TrainResult
 
 
 @dataclass(frozen=True, eq=False)

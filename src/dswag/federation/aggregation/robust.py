@@ -11,9 +11,9 @@ from torch import Tensor
 from dswag.core.chunked import Rows
 from dswag.federation.aggregation.clipping import clipped
 from dswag.federation.aggregation.mean import Aggregate
-from dswag.federation.client_results import AllCoordinates, Answers
+from dswag.federation.client_results import Answers, TrainResult
 from dswag.federation.client_sampling import malicious_number
-from dswag.federation.contract import Coordinates, TrainResult
+from dswag.federation.coordinates import AllCoordinates, Coordinates
 
 Total = Callable[[Tensor], Tensor]
 """Sums a small tensor over the parts of θ: where one process holds all of θ, the tensor as it is."""

@@ -1,14 +1,16 @@
 """What a method spends: gradients, steps in a row, bytes, seconds and memory."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task, TrainResult, TrainTask
+from dswag.client.training import TrainTask
+from dswag.federation.client_results import TrainResult
+from dswag.federation.contract import ClientError, Engine, Fold, Payload, Result, Task
 from dswag.federation.round_trip import num_bytes
 
 
@@ -58,6 +60,11 @@ class Metered:
     def num_clients(self) -> int:
         """W."""
         return self.engine.num_clients
+
+    @property
+    def batch_norm_layers(self) -> Mapping[str, int]:
+        """Those of the engine within."""
+        return self.engine.batch_norm_layers
 
     def answers(self, payload: Payload, tasks: Sequence[Task]) -> Iterator[Result | ClientError]:
         """What the engine within answers, counted."""

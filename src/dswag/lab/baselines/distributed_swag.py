@@ -4,7 +4,7 @@ import torch
 
 from dswag.algorithms.calibration import calibrate
 from dswag.algorithms.training import collect
-from dswag.federation.contract import TrainResult
+from dswag.federation.client_results import TrainResult
 from dswag.lab.baselines.method import Method, Predictor, Trial
 from dswag.lab.baselines.phases import explored, phase_1
 from dswag.posterior.gaussian import GaussianPosterior

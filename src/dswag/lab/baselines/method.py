@@ -17,8 +17,9 @@ from dswag.core.randomness import derive_seed
 from dswag.data import holdout
 from dswag.data.examples import ClientData, Examples
 from dswag.engines.in_process import InProcess
-from dswag.federation.contract import Engine, Kind
+from dswag.federation.contract import Engine
 from dswag.lab.baselines.costs import Cost, Ledger, Metered, measured
+from dswag.posterior.draws import Kind
 
 ValueT = TypeVar("ValueT")
 

@@ -21,10 +21,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dswag.client.calling import LossFunction
+from dswag.client.training import TrainTask
 from dswag.core.randomness import derive_seed
 from dswag.federation.client_sampling import sample_clients
-from dswag.federation.contract import Engine, TrainTask
-from dswag.federation.folds import Snapshots
+from dswag.federation.contract import Engine
+from dswag.federation.folds import Snapshots, prefixed
 from dswag.federation.round_trip import round_trip
 from dswag.lab.baselines.method import Method, Predictor, Trial
 from dswag.lab.baselines.phases import phase_1, plain_sgd
@@ -198,10 +199,12 @@ class _Visits:
         center, _ = posterior.moments
         cavity, both = cavity.around(center), (cavity + posterior).around(center)
         state = {"anchor": self.anchor + center, "linear": both.linear, "precision": both.precision}
-        state |= {"least": 1 / posterior.precision, "theta": torch.cat([*cavity.moments, self.chains[client]])}
-        payload = {name: value.to(self.anchor.dtype) for name, value in state.items()}
+        state["least"] = 1 / posterior.precision
         share = problem.training_examples[client].num_examples / problem.num_examples
-        payload["share"] = self.anchor.new_tensor(share)
+        state["share"] = self.anchor.new_tensor(share)
+        theta = torch.cat([*cavity.moments, self.chains[client]]).to(self.anchor.dtype)
+        buffers = {name: value.to(self.anchor.dtype) for name, value in state.items()}
+        payload = {"theta": theta, **prefixed("buffer", buffers)}
         task = TrainTask(
             index=0,
             client=client,

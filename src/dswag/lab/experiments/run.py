@@ -18,8 +18,9 @@ from dswag.core.threads import default_workers
 from dswag.data.class_counts import ClassCounts
 from dswag.engines.in_process import InProcess
 from dswag.engines.recorded import Recorded
+from dswag.federation.client_results import TrainResult
 from dswag.federation.client_sampling import cohort_size
-from dswag.federation.contract import Engine, TrainResult
+from dswag.federation.contract import Engine
 from dswag.federation.folds import Both, Snapshots
 from dswag.lab.baselines.phases import further
 from dswag.lab.experiments.loss_landscape import points, survey

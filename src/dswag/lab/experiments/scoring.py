@@ -24,10 +24,10 @@ from dswag.evaluation.inspection import Inspection, Telling, inspect
 from dswag.evaluation.metrics import Scores, nll_of_each, score
 from dswag.evaluation.reliability import Reliability, reliability
 from dswag.evaluation.uncertainty import uncertainty
-from dswag.federation.contract import Kind
 from dswag.lab.experiments.foreign import at_hand
 from dswag.lab.experiments.recipe import Experiment, Recipe
 from dswag.lab.experiments.sets import conformal_sets
+from dswag.posterior.draws import Kind
 from dswag.posterior.gaussian import GaussianPosterior
 from dswag.runs.schema import ConformalSets, Examined, Metrics
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from dswag.core.links import Learned
 from dswag.core.parameters import Layout
 from dswag.core.randomness import generator_for
-from dswag.federation.contract import Draws, Kind
 from dswag.posterior.combining.clients import Weights, checked, layout_of, normalized, total_moments
+from dswag.posterior.draws import Draws, Kind
 from dswag.posterior.gaussian import GaussianPosterior
 
 
