@@ -1,15 +1,17 @@
 # make demo   train on real digits and write a report: sets everything up first
 # make test   run the tests: sets everything up first
-# make fuzz   try the readers of files and answers on thousands of damaged ones, for two minutes
+# make fuzz   try the readers of files and answers on damaged ones, for two minutes or FUZZ_SECONDS=600
 # make site   build the documentation site in build/site
+# make release   build into dist/, check what an index would show, run the tests of the unpacked source distribution
 # make lint   style, types, dependency order
 
 PYTHON ?= python3
+FUZZ_SECONDS ?= 120
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test fuzz site lint format clean
+.PHONY: demo test fuzz site release lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/cli.stamp
@@ -19,10 +21,19 @@ test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fuzz: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --hypothesis-profile fuzz --numprocesses 2 tests/fuzz tests/federation/test_round_trip.py tests/test_config.py
+	$(BIN)/python tools/fuzz.py --seconds $(FUZZ_SECONDS)
 
 site: $(VENV)/dev.stamp
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs/site docs build/site
+
+release: $(VENV)/dev.stamp
+	$(PIP) --group release
+	rm -rf dist build/sdist
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/twine check --strict dist/*
+	mkdir -p build/sdist
+	tar -xzf dist/*.tar.gz -C build/sdist --strip-components 1
+	cd build/sdist && PYTHONPATH=$$PWD/src ../../$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

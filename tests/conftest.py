@@ -14,7 +14,7 @@ with suppress(ImportError):  # of a PyTorch in which devices cannot be made of P
     import pretended_device as pretended_device  # now: at its first gradient PyTorch counts the devices
 
 settings.register_profile("busy machine", deadline=None, max_examples=50)
-settings.register_profile("fuzz", deadline=None, max_examples=3000, suppress_health_check=list(HealthCheck))
+settings.register_profile("fuzz", deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
 settings.load_profile("busy machine")  # unless pytest is told --hypothesis-profile
 
 
