@@ -5,7 +5,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from safetensors.torch import save_file
 from slow_reference import covariance
@@ -13,7 +15,7 @@ from torch import nn
 
 from dswag import GaussianPosterior, Layout, PosteriorFileError
 from dswag.core.randomness import generator_for
-from dswag.posterior.sampling import BLOCK, CHUNK, GROUP
+from dswag.posterior.sampling import CHUNK, GROUP, PAIRS, low_rank_normals
 
 N = 40_000
 
@@ -46,15 +48,55 @@ def test_draws_have_the_stated_mean_and_covariance(kind, scale):
     draws = posterior.sample(1, N, kind=kind, scale=scale).double()
     expected = expected_covariance(posterior, kind, scale)
     std = expected.diagonal().sqrt()
-    # 5 standard errors: √(Σ_ii / N) for the mean, √((Σ_ii Σ_jj + Σ_ij²) / N) for the covariance.
-    assert ((draws.mean(0) - posterior.mean).abs() <= 5 * std / math.sqrt(N)).all()
-    error = torch.sqrt((torch.outer(std, std) ** 2 + expected**2) / N)
+    # 5 standard errors: √(Σ_ii / n) for the mean, √((Σ_ii Σ_jj + Σ_ij²) / n) for the covariance, where n = N / 2
+    # draws are independent: every other one, and those beside them say the same of the covariance.
+    assert ((draws[::2].mean(0) - posterior.mean).abs() <= 5 * std / math.sqrt(N / 2)).all()
+    error = torch.sqrt((torch.outer(std, std) ** 2 + expected**2) / (N / 2))
     assert ((draws.T.cov() - expected).abs() <= 5 * error).all()
 
 
+@pytest.mark.parametrize("kind", ["swag", "diagonal", "low_rank"])
+def test_a_pair_lies_around_the_mean(kind):
+    posterior = make(d=1000, k=5).to(dtype=torch.float64)
+    even, odd = posterior.sample(3, 8, kind=kind).view(4, 2, 1000).unbind(1)
+    torch.testing.assert_close((even + odd) / 2, posterior.mean.expand(4, -1), rtol=0, atol=1e-14)
+    assert ((even - odd).abs() > 1e-9).all()
+
+
+@pytest.mark.parametrize("k", [2, 5, 20, 40])
+def test_the_low_rank_normals_of_a_set_are_orthogonal_and_normal(k):
+    size = min(k, PAIRS)
+    z2 = np.array([[low_rank_normals(k, seed, pair) for pair in range(2 * size)] for seed in range(300)], float)
+    for of_set in (z2[:, :size], z2[:, size:]):
+        gram = of_set @ of_set.transpose(0, 2, 1)
+        lengths = np.sqrt(np.einsum("nii->ni", gram))
+        cosines = gram / lengths[:, :, None] / lengths[:, None] - np.eye(size)
+        assert np.abs(cosines).max() < 1e-5  # of float32
+        assert scipy.stats.kstest(lengths.ravel() ** 2, "chi2", args=(k,)).pvalue > 1e-3
+    for pair in (0, size - 1, size):  # each by itself is a normal vector: the last of a set as the first
+        assert scipy.stats.kstest(z2[:, pair].ravel(), "norm").pvalue > 1e-3
+        assert np.abs(np.cov(z2[:, pair].T) - np.eye(k)).max() < 5.5 * math.sqrt(2 / 300)
+    across = np.einsum("nik,njk->nij", z2[:, :size], z2[:, size:]) / k
+    assert abs(across.mean()) < 5 / math.sqrt(300 * size * size * k)  # sets know nothing of each other
+
+
+def test_means_over_orthogonal_pairs_have_less_noise():
+    """Of (θ₀ - mean₀)², whose mean over n independent draws is off by √(2 / n) variances.
+
+    With 16 orthogonal directions the squares of their cosines with any direction add up to 1. What is left comes from
+    their lengths, of which √(3 / 18) in the standard error.
+    """
+    posterior = make(d=3, k=16, seed=3)
+    variance = posterior.covariance([0], kind="low_rank").item()
+    draws = torch.stack([posterior.sample(seed, 32, kind="low_rank")[::2, 0] for seed in range(400)])
+    errors = (draws - posterior.mean[0]).square().mean(1) / variance - 1
+    assert abs(errors.mean()) < 5 * errors.std() / math.sqrt(400)
+    assert errors.std() == pytest.approx(math.sqrt(2 / 16 * 3 / 18), rel=0.2)
+
+
 def test_one_draw_of_z2_serves_all_of_theta():
-    """Parameters that moved together in the snapshots move together in the draws, across blocks and layers."""
-    d = 2 * BLOCK + 1
+    """Parameters that moved together in the snapshots move together in the draws, across chunks and layers."""
+    d = 2 * CHUNK + 1
     columns = torch.zeros(2, d)
     columns[:, 0], columns[:, -1] = torch.tensor([1.0, -1.0]), torch.tensor([1.0, -1.0])
     posterior = GaussianPosterior(torch.zeros(d), torch.zeros(d), columns, count=2)
@@ -63,10 +105,10 @@ def test_one_draw_of_z2_serves_all_of_theta():
     assert draws[:, 0].unique().numel() == 8
 
 
-@pytest.mark.parametrize("d", [1, CHUNK - 1, CHUNK + 1, BLOCK, BLOCK + CHUNK + 3])
+@pytest.mark.parametrize("d", [1, CHUNK - 1, CHUNK + 1, 3 * CHUNK + 3])
 def test_a_draw_does_not_depend_on_its_companions_or_the_threads(d):
     posterior = make(d, k=3)
-    n = 2 * GROUP + 1
+    n = 2 * GROUP + 3
     together = posterior.sample(7, n)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -103,10 +145,11 @@ def test_drawing_leaves_the_global_generator_and_the_posterior_alone():
 
 
 def test_parts_of_theta_are_independent_in_the_diagonal_half():
-    posterior = GaussianPosterior(torch.zeros(3 * BLOCK), torch.ones(3 * BLOCK), torch.zeros(0, 3 * BLOCK), count=2)
-    blocks = posterior.sample(0, 2).view(6, BLOCK)
+    size = 1 << 16
+    posterior = GaussianPosterior(torch.zeros(3 * size), torch.ones(3 * size), torch.zeros(0, 3 * size), count=2)
+    blocks = posterior.sample(0, 4)[::2].reshape(6, size)
     correlation = torch.corrcoef(blocks) - torch.eye(6)
-    assert correlation.abs().max() < 5 / math.sqrt(BLOCK)  # 5 standard errors of a correlation of independent values
+    assert correlation.abs().max() < 5 / math.sqrt(size)  # 5 standard errors of a correlation of independent values
 
 
 def test_without_columns_the_diagonal_is_not_halved():
@@ -134,6 +177,7 @@ def test_double_precision_is_kept():
         ({"scale": -1.0}, "scale must be at least 0"),
         ({"scale": float("nan")}, "scale must be at least 0"),
         ({"n": 0}, "n must be at least 1"),
+        ({"first": -1}, "first at least 0, got 1 and -1"),
     ],
 )
 def test_impossible_draws_are_refused(options, words):

@@ -123,7 +123,9 @@ def _slope(
     """Gradient and Hessian of the mean smoothed distance: Σ w u and Σ w (I - u uᵀ) / s, u being (x - p) / s."""
     s = _distances(points, place, epsilon)
     u, pulls = (place - points) / s[:, None], weights / s
-    return weights @ u, torch.eye(len(place), dtype=torch.float64) * pulls.sum() - (u.T * pulls) @ u
+    return weights @ u, torch.eye(len(place), dtype=torch.float64, device=place.device) * pulls.sum() - (
+        u.T * pulls
+    ) @ u
 
 
 def _distances(points: Float64[Tensor, "n n"], place: Float64[Tensor, "n"], epsilon: float) -> Float64[Tensor, "n"]:

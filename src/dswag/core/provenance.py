@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from json import loads
 from pathlib import Path
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Raised when a fix changes numbers; results that name no version are of 1.
 
 The plan of each figure that the fix touches then asks for the new version (`results_version` in its TOML file), so that

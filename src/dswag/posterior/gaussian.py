@@ -122,16 +122,18 @@ class GaussianPosterior:
 
         A draw is mean + √(scale/2) √variance z₁ + √(scale / (2 (k - 1))) D z₂, with one z₂ [k] for all of θ, so that
         the covariance between layers is kept. "diagonal" uses only the first term, "low_rank" only the second, both
-        without the ½. A draw is a function of posterior, seed, number, kind and scale: bit for bit on one type of
-        machine, whatever the number of threads and of draws asked for at once. With `out`, draws are written there;
-        allocating memory for many draws of a large θ takes as much time as drawing them.
+        without the ½. A draw is a function of posterior, seed, number, kind and scale: bit for bit on every processor,
+        whatever the number of threads and of draws asked for at once. Draws 0 and 1, 2 and 3, and so on lie opposite
+        each other around the mean, and the z₂ of 16 such pairs in succession are orthogonal (`sampling.draw`), so that
+        averages over draws have less noise. With `out`, draws are written there; allocating memory for many draws of a
+        large θ takes as much time as drawing them.
 
         Raises:
-            ValueError: no draws, an unknown kind, a negative or infinite scale, a kind that needs columns if there are
-                none, or an `out` of another shape, dtype or device.
+            ValueError: no draws, a number below 0, an unknown kind, a negative or infinite scale, a kind that needs
+                columns if there are none, or an `out` of another shape, dtype or device.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}")
+        if n < 1 or first < 0:
+            raise ValueError(f"n must be at least 1 and first at least 0, got {n} and {first}")
         draws = self.mean.new_empty(n, len(self.mean)) if out is None else out
         wanted, found = ((t.dtype, t.device) for t in (self.mean, draws))
         if draws.shape != (n, len(self.mean)) or wanted != found:
@@ -144,13 +146,11 @@ class GaussianPosterior:
         def spread(part: slice) -> tuple[Tensor | None, Tensor | None]:
             variance = self._combined(self.variance, self.variance_within, part, 1) if diagonal else None
             columns = self._combined(self.deviations, self.deviations_within, part, 2) if low_rank else None
-            return None if variance is None else (diagonal * variance).sqrt_(), columns
+            return None if variance is None else diagonal * variance, columns
 
-        weight, k = math.sqrt(low_rank), len(self.deviations)
-        if isinstance(self.layout, Shards):
-            parts.draw(self.mean, spread, k, self.layout, weight=weight, seed=seed, first=first, out=draws)
-        else:
-            sampling.draw(self.mean, spread, k, weight=weight, seed=seed, first=first, out=draws)
+        pieces = self.layout.pieces if isinstance(self.layout, Shards) else None
+        k, weight = len(self.deviations), math.sqrt(low_rank)
+        sampling.draw(self.mean, spread, k, weight=weight, seed=seed, first=first, out=draws, pieces=pieces)
         return draws
 
     def log_prob(
@@ -250,14 +250,15 @@ class GaussianPosterior:
 
     def _combined(self, whole: Tensor, within: Tensor | None, part: slice | Tensor, power: int) -> Tensor:
         """Variance (power 1) or columns (power 2) with their parts within and between clients scaled."""
-        inner, outer = (float(scale ** (1 / power)) for scale in (self.within_scale, self.between_scale))
+        scales = (self.within_scale, self.between_scale)
+        inner, outer = scales if power == 1 else map(math.sqrt, scales)
         whole = whole[..., part]
         if within is None or inner == outer:
             return whole if outer == 1 else outer * whole
-        between = (
-            whole - within[..., part]
-        )  # where that is none of the variance, rounding must not leave less than that
-        return (between.clamp_min_(0) if power == 1 else between).mul_(outer).add_(within[..., part], alpha=inner)
+        between = whole - within[..., part]
+        if power == 1:
+            between.clamp_min_(0)  # where it is none of the variance, rounding must not leave less than that
+        return between.mul_(outer).add_(inner * within[..., part])  # each rounded: no step may depend on the processor
 
     def _weights(self, kind: Kind, scale: float) -> tuple[float, float]:
         """What multiplies diag(variance) and D Dᵀ in the covariance."""

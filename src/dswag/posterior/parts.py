@@ -1,85 +1,20 @@
-"""A posterior of which each process has a part: its draws, and its files."""
+"""A posterior of which each process has a part: its files."""
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import chain, groupby
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from dswag.core.atomic_files import write_text
-from dswag.core.randomness import generator_for
 from dswag.core.serialization import as_bytes, as_text
 from dswag.core.shards import Shards, number_and_count, told_by_all
-from dswag.posterior import sampling
 
 INDEX = ".index.json"
 """How the name of the file ends that lists the parts' files."""
 
 _FORMAT = "dswag-posterior-index"
-
-
-def draw(
-    mean: Float[Tensor, "d_part"],
-    parts: sampling.Parts,
-    k: int,
-    layout: Shards,
-    *,
-    weight: float,
-    seed: int,
-    first: int,
-    out: Float[Tensor, "n d_part"],
-) -> None:
-    """Fills `out` with this process's elements of the draws that `sampling.draw` makes of the whole, bit for bit.
-
-    It goes through those chunks of the whole θ in which it has elements, with zeros in place of the others' elements.
-    """
-    d = layout.whole.d
-    z2 = sampling.low_rank_normals(mean, k, seed, first, len(out)).mul_(weight)
-    buffer = mean.new_empty(sampling.GROUP, sampling.CHUNK)
-    for block, chunks in groupby(_chunks(layout), key=lambda chunk: chunk // sampling.BLOCK):
-        generators = [generator_for(seed, number, block) for number in range(first, first + len(out))]
-        drawn = block * sampling.BLOCK
-        for begin in chunks:
-            width = min(sampling.CHUNK, d - begin)
-            pieces = _inside(layout, begin, begin + width)
-            centre, spread, columns = (mean.new_zeros(*rows, width) for rows in ((), (), (k,)))
-            std = low_rank = None
-            for there, own in pieces:
-                std, low_rank = parts(own)
-                centre[there] = mean[own]
-                spread[there] = 0 if std is None else std
-                columns[:, there] = 0 if low_rank is None else low_rank
-            rows = mean.new_zeros(len(out), width)
-            for row, generator in zip(rows, generators, strict=True) if std is not None else ():
-                for _ in range(drawn, begin, sampling.CHUNK):  # chunks before, of which only others have elements
-                    sampling.fill_normal(mean.new_empty(sampling.CHUNK), generator)
-                sampling.fill_normal(row, generator)
-            drawn = begin + sampling.CHUNK
-            torch.addcmul(centre, rows, spread, out=rows)
-            if low_rank is not None:
-                sampling.add_low_rank(rows, columns, z2, first % sampling.GROUP, buffer[:, :width])
-            for there, own in pieces:
-                out[:, own] = rows[:, there]
-
-
-def _chunks(layout: Shards) -> list[int]:
-    """Where the chunks of the whole θ begin in which this process has elements."""
-    size = sampling.CHUNK
-    touched = (range(start // size, -(-(start + count) // size)) for start, _, count in layout.pieces)
-    return [number * size for number in sorted(set(chain.from_iterable(touched)))]
-
-
-def _inside(layout: Shards, begin: int, end: int) -> list[tuple[slice, slice]]:
-    """This process's elements of a part of the whole θ: where they lie in that part, and in its own θ."""
-    inside = []
-    for start, own, count in layout.pieces:
-        low, high = max(start, begin), min(start + count, end)
-        if low < high:
-            inside.append((slice(low - begin, high - begin), slice(own + low - start, own + high - start)))
-    return inside
 
 
 def own_file(path: Path) -> Path:

@@ -9,6 +9,7 @@ import pytest
 
 from dswag.core import atomic_files
 from dswag.core.atomic_files import SaveError
+from dswag.core.provenance import RESULTS_VERSION
 from dswag.lab.experiments import reproduction, trained
 from dswag.lab.experiments.plan import Case, Plan, load
 from dswag.lab.experiments.reproduction import present, remaining, reproduce, seconds_left
@@ -105,10 +106,10 @@ def edited(path, change):
 def test_results_from_before_a_fix_are_measured_again(plan, tmp_path):
     run(plan, tmp_path, only=("seed-0",))
     results = tmp_path / "results"
-    fixed = replace(plan, results_version=2)
+    fixed = replace(plan, results_version=RESULTS_VERSION + 1)
     assert (len(remaining(plan, results)), len(remaining(fixed, results))) == (2, 4)
     path = results / "fig5-left" / "clients-2_seed-0.json"
-    edited(path, lambda result: result["environment"].update(results_version="2"))
+    edited(path, lambda result: result["environment"].update(results_version=str(RESULTS_VERSION + 1)))
     assert (len(remaining(fixed, results)), len(present(fixed, results))) == (3, 1)
     edited(path, lambda result: result["environment"].pop("results_version"))  # older than versions of results
     assert (len(remaining(plan, results)), len(remaining(fixed, results))) == (2, 4)

@@ -1,16 +1,18 @@
 """The mixture of the clients' posteriors, which may have several modes."""
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from dswag.core import normals
 from dswag.core.links import Learned
 from dswag.core.parameters import Layout
-from dswag.core.randomness import generator_for
 from dswag.posterior.combining.clients import Weights, checked, layout_of, normalized, total_moments
 from dswag.posterior.draws import Draws, Kind
 from dswag.posterior.gaussian import GaussianPosterior
@@ -80,8 +82,9 @@ class MixturePosterior:
 
     def component(self, seed: int, number: int) -> int:
         """The component of one draw."""
-        generator = generator_for(seed, number, -1)  # -1: a place from which no component draws
-        return int(torch.multinomial(self.weights.cpu(), 1, generator=generator))
+        (integer,) = normals.integers(normals.key_of(seed, number, 0), 0, 1).tolist()  # 0: no component draws from here
+        shares = list(accumulate(self.weights.tolist()))
+        return bisect(shares[:-1], (integer >> 11) * 2.0**-53 * shares[-1])
 
     def log_prob(
         self, theta: Float[Tensor, "*n d"], kind: Kind = "swag", scale: float = 1.0, *, floor: float = 0.0
