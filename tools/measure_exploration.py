@@ -7,7 +7,6 @@ measured again. The rows with + T have a temperature fitted to the held-out exam
 import argparse
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -62,7 +61,8 @@ def rows(recipe: Recipe) -> Iterator[tuple[str, dict[str, float]]]:
     first = Problem(experiment.model, clients, recipe, workers=1)
     test = experiment.dataset.test
     kept: list[Any] = [
-        holdout.split(data, recipe.holdout, derive_seed(recipe.seed, number))[1] for number, data in enumerate(clients)
+        holdout.split(data, recipe.calibration.holdout, derive_seed(recipe.seed, number))[1]
+        for number, data in enumerate(clients)
     ]
     inputs, targets = torch.cat([data.inputs for data in kept]), torch.cat([data.targets for data in kept])
 
@@ -78,7 +78,7 @@ def rows(recipe: Recipe) -> Iterator[tuple[str, dict[str, float]]]:
     yield "phase-1", scored(PHASE_1, first)
     shared = {phase_1: first.done[phase_1]}
     for form, settings in FORMS.items():
-        problem = Problem(experiment.model, clients, replace(recipe, **settings), workers=1, done=dict(shared))
+        problem = Problem(experiment.model, clients, recipe.replaced(**settings), workers=1, done=dict(shared))
         names = ["dswag", "dswag-mean", "ensemble", *(["fedavg"] if "averaged" in form else [])]
         for name in names:
             yield f"{name} {form}", scored(METHODS[name], problem)

@@ -12,7 +12,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import fmean
@@ -103,7 +102,7 @@ def main() -> None:
                     recipe = recipe_of(settings, seed)
                     by_training.setdefault(training_of(recipe), []).append((sweep, settings, recipe))
     for training, points in sorted(by_training.items(), key=lambda item: cost(item[0])):
-        experiment = experiment_of(training.dataset, training.clients, training.seed)
+        experiment = experiment_of(training.data.dataset, training.clients, training.seed)
         for record in measure(experiment, training, points, arguments.work):
             with RESULTS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
@@ -117,7 +116,7 @@ def read() -> list[dict[str, Any]]:
 
 def cost(training: Recipe) -> tuple[int, int, int]:
     """What comes first: trainings around the defaults, and short ones, so that most is known early."""
-    return training.clients, abs(training.rounds - Recipe.rounds), training.explore_epochs
+    return training.clients, abs(training.train.rounds - Recipe().train.rounds), training.explore.epochs
 
 
 def build_experiment(data_dir: str | None, dataset: str, clients: int, seed: int) -> Experiment:
@@ -133,10 +132,9 @@ def recipe_of(settings: Settings, seed: int) -> Recipe:
 
 def training_of(recipe: Recipe) -> Recipe:
     """The recipe of the training that a point needs: all clients explore, and leave a snapshot after each epoch."""
-    return replace(
-        recipe,
-        explorers=1.0,
-        snapshots_per_cycle=recipe.explore_epochs // recipe.cycles,
+    return recipe.replaced(
+        explorers="all",
+        snapshots_per_cycle=recipe.explore.epochs // recipe.explore.cycles,
         **{name: getattr(Recipe, name) for name in ("rank", "samples", "scale")},
     )
 
@@ -159,7 +157,7 @@ def measure(
             "settings": settings,
             "seed": recipe.seed,
             "scores": {"phase-1 model": before, **predicted, **of_members(explorers, epochs)},
-            "client_epochs": explorers * recipe.explore_epochs,
+            "client_epochs": explorers * recipe.explore.epochs,
             "megabytes_up": round(explorers * len(epochs) * theta.numel() * theta.element_size() / 1e6, 3),
             "seconds": round(seconds, 2),
         }
@@ -170,12 +168,15 @@ def phase_1(experiment: Experiment, training: Recipe, work: Path) -> Float[Tenso
     layout = dswag.Layout.of(experiment.model)
     start = dswag.Server(layout.flatten(experiment.model))
     for rounds in MILESTONES:
-        path = work / f"{training.dataset}-{training.clients}-clients-seed-{training.seed}-rounds-{rounds}.safetensors"
+        path = (
+            work
+            / f"{training.data.dataset}-{training.clients}-clients-seed-{training.seed}-rounds-{rounds}.safetensors"
+        )
         if not path.exists():
-            *_, last = dswag.synchronize(experiment.engine, start, replace(training, rounds=rounds))
+            *_, last = dswag.synchronize(experiment.engine, start, training.replaced(rounds=rounds))
             save_file({"theta": last.theta}, path)
         start = dswag.Server(load_file(path)["theta"], round=rounds)
-        if rounds == training.rounds:
+        if rounds == training.train.rounds:
             break
     return start.theta
 
@@ -183,14 +184,14 @@ def phase_1(experiment: Experiment, training: Recipe, work: Path) -> Float[Tenso
 def trajectories(experiment: Experiment, theta: Float[Tensor, "d"], training: Recipe) -> Float[Tensor, "w e d"]:
     """Phase 2: each client's weights after each epoch, clients in the order in which they are sampled."""
     thetas = dswag.explore(experiment.engine, theta, training, Snapshots()).fold.result()
-    return thetas.view(training.clients, training.explore_epochs, -1)
+    return thetas.view(training.clients, training.explore.epochs, -1)
 
 
 def selection(recipe: Recipe) -> tuple[int, tuple[int, ...]]:
     """How many clients explore, the first of those sampled, and the epochs after which θ is taken."""
-    explorers = recipe.explorers if isinstance(recipe.explorers, int) else recipe.clients
-    period = recipe.explore_epochs // recipe.cycles
-    return explorers, cycle_snapshots(recipe.explore_epochs, period, recipe.snapshots_per_cycle)
+    explorers = recipe.explore.explorers if isinstance(recipe.explore.explorers, int) else recipe.clients
+    period = recipe.explore.epochs // recipe.explore.cycles
+    return explorers, cycle_snapshots(recipe.explore.epochs, period, recipe.explore.snapshots_per_cycle)
 
 
 def posterior_scores(
@@ -210,8 +211,8 @@ def posterior_scores(
         experiment.model,
         posterior,
         test.inputs,
-        samples=recipe.samples,
-        scale=recipe.scale,
+        samples=recipe.predict.samples,
+        scale=recipe.predict.scale,
         seed=prediction_seed(recipe),
         kind=kind,
     )
@@ -224,7 +225,7 @@ def moments_of(
 ) -> Moments:
     """Phase 3 of the snapshots that the recipe would have taken."""
     explorers, epochs = selection(recipe)
-    moments = Moments(theta, rank=recipe.rank, columns=columns, centering=recipe.centering, dtype=torch.float64)
+    moments = Moments(theta, rank=recipe.posterior.rank, columns=columns, dtype=torch.float64)
     for index, thetas in enumerate(everything[:explorers]):
         moments.add(thetas[[epoch - 1 for epoch in epochs]], index=index)
     return moments

@@ -63,7 +63,7 @@ def files(results: Path) -> tuple[str, dict[Path, str]]:
     beside: dict[Path, str] = {}
     for name in NAMES:
         plan = load(name)
-        own = plan.cases[0].recipe.dataset
+        own = plan.cases[0].recipe.data.dataset
         cases = {}
         for variant, folder, of_variant in _variants(plan, own, results):
             runs = present(of_variant, folder)

@@ -41,9 +41,9 @@ class Run:
         Takes what `dswag.predictive` takes, which wins over the config.
         """
         settings = {
-            "samples": self.config.samples,
-            "scale": self.config.scale,
-            "batch_norm_examples": self.config.batch_norm_examples,
+            "samples": self.config.predict.samples,
+            "scale": self.config.predict.scale,
+            "batch_norm_examples": self.config.predict.batch_norm_examples,
             "engine": self.engine,
         }
         return predictive(model, self.posterior, inputs, **{**settings, **options})
@@ -91,8 +91,8 @@ def train(
         )
     said = getattr(engine, "loss", None)
     link = None if said is None else learned(said)
-    if link == "identity" and (config.calibrate or config.stop_accuracy is not None):
-        setting = "calibrate" if config.calibrate else "stop_accuracy"
+    if link == "identity" and (config.calibration.calibrate or config.train.stop_accuracy is not None):
+        setting = "calibrate" if config.calibration.calibrate else "stop_accuracy"
         raise ValueError(f"{setting} is for classes and yes-or-no labels, and the loss takes outputs as they are")
     layout = layout or Layout.of(model)
     theta = layout.flatten(model)
@@ -102,6 +102,6 @@ def train(
         history.append(done.summary())
     posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.finish()
     posterior = replace(posterior, link=link)
-    if config.calibrate:
+    if config.calibration.calibrate:
         posterior = calibrate(engine, posterior, config)
     return Run(config, theta, posterior, tuple(history), engine)

@@ -23,12 +23,14 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"dswag {version('dswag')}\n"
 
 
-def test_a_share_of_clients_is_a_number_or_a_fraction(capsys):
-    assert parse(["train", "--explorers", "2"]).recipe().explorers == 2
-    assert parse(["train", "--explorers", "0.5", "--min-clients", "1"]).recipe().explorers == 0.5
+def test_a_share_of_clients_is_a_number_or_a_percentage(capsys):
+    assert parse(["train", "--explorers", "2"]).recipe().explore.explorers == 2
+    assert parse(["train", "--explorers", "50%", "--min-clients", "1"]).recipe().explore.explorers == "50%"
+    assert main(["train", "--explorers", "0.5"]) == 2
+    assert 'explorers must be a number of clients such as 3, a share such as "30%"' in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert len(re.findall(r"--\S+ NUMBER\|FRACTION", capsys.readouterr().out)) == 4
+    assert len(re.findall(r"--\S+ NUMBER\|PERCENTAGE\|all", capsys.readouterr().out)) == 4
 
 
 @pytest.mark.parametrize(("name", "words"), [("absent.toml", "No such file or directory"), (".", "Is a directory")])

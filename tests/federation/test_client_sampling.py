@@ -15,24 +15,28 @@ from dswag.federation.client_sampling import cohort_size, fewest_withstanding, m
     [
         (1, 10, 1),  # a number
         (10, 10, 10),
-        (1.0, 10, 10),  # a fraction: 1 and 1.0 are different things
-        (0.5, 10, 5),
-        (0.26, 10, 3),
-        (0.24, 10, 2),
-        (0.001, 10, 1),  # at least one
-        (0.1, 1, 1),
-        (1.0, 1, 1),
+        ("all", 10, 10),
+        ("100%", 10, 10),
+        ("50%", 10, 5),
+        ("26%", 10, 3),
+        ("24%", 10, 2),
+        ("0.1%", 10, 1),  # at least one
+        ("10%", 1, 1),
+        ("all", 1, 1),
     ],
 )
-def test_a_share_is_a_number_or_a_fraction(share, clients, size):
+def test_a_share_is_a_number_or_a_percentage(share, clients, size):
     assert cohort_size(share, clients) == size
 
 
-@given(st.floats(0, 1, exclude_min=True), st.integers(1, 500))
-def test_a_fraction_is_off_by_at_most_half_a_client(fraction, clients):
-    size = cohort_size(fraction, clients)
+PERCENTAGES = st.decimals(0, 100, places=2).filter(bool).map("{}%".format)
+
+
+@given(PERCENTAGES, st.integers(1, 500))
+def test_a_percentage_is_off_by_at_most_half_a_client(share, clients):
+    size = cohort_size(share, clients)
     assert 1 <= size <= clients
-    assert abs(size - fraction * clients) <= 0.5 or size == 1
+    assert abs(size - float(share[:-1]) / 100 * clients) <= 0.5 + 1e-9 or size == 1
 
 
 @pytest.mark.parametrize("share", [0, -1, 11])
@@ -41,13 +45,14 @@ def test_more_clients_than_there_are_is_an_error(share):
         cohort_size(share, 10)
 
 
-@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, 10.0, math.nan, math.inf])
-def test_a_fraction_outside_0_to_1_is_an_error(share):
-    with pytest.raises(ValueError, match=rf"fraction of clients must be in \(0, 1\], got {share}"):
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0, -0.5, 1.5, math.nan, math.inf, True, None, "0%", "101%", "3", "-1%"])
+def test_what_is_no_share_is_an_error_that_says_what_is(share):
+    meant = "30%"
+    with pytest.raises(ValueError, match=f'must be a number of clients such as 3, a share such as "{meant}", or "all"'):
         cohort_size(share, 10)
 
 
-@given(st.integers(1, 5) | st.floats(0.01, 0.49), st.integers(1, 60), st.integers(1, 3))
+@given(st.integers(1, 5) | st.integers(1, 49).map("{}%".format), st.integers(1, 60), st.integers(1, 3))
 def test_from_the_fewest_on_every_number_of_clients_withstands_and_one_less_does_not(byzantine, clients, spare):
     def withstands(number):
         try:
@@ -63,7 +68,7 @@ def test_from_the_fewest_on_every_number_of_clients_withstands_and_one_less_does
 
 @given(st.integers(1, 60), st.data())
 def test_sampled_clients_are_distinct_and_exist(clients, data):
-    share = data.draw(st.integers(1, clients) | st.floats(0.01, 1))
+    share = data.draw(st.integers(1, clients) | PERCENTAGES)
     sampled = sample_clients(share, clients, seed=data.draw(st.integers(0)), phase=1, round=0)
     assert len(set(sampled)) == len(sampled) == cohort_size(share, clients)
     assert all(0 <= client < clients for client in sampled)
@@ -91,6 +96,6 @@ def test_every_client_is_sampled_equally_often():
 
 
 def test_all_clients_come_in_an_order_that_changes_with_the_round():
-    orders = {sample_clients(1.0, 10, seed=0, phase=1, round=t) for t in range(20)}
+    orders = {sample_clients("all", 10, seed=0, phase=1, round=t) for t in range(20)}
     assert all(sorted(order) == list(range(10)) for order in orders)
     assert len(orders) == 20

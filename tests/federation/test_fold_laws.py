@@ -88,7 +88,7 @@ FOLDS = {
     "weighted mean": (lambda: Mean(torch.zeros(D), weighted=True), trained),
     "median": (lambda: aggregator("median", torch.zeros(D), byzantine=1), trained),
     "clipped trimmed mean": (
-        lambda: aggregator("trimmed-mean", torch.zeros(D), byzantine=0.2, clip_update=2.0),
+        lambda: aggregator("trimmed-mean", torch.zeros(D), byzantine="20%", clip_update=2.0),
         trained,
     ),
     "moments": (lambda: Moments(torch.ones(D), dtype=torch.float64, rank=3), trained),

@@ -173,7 +173,7 @@ def test_posterior_does_not_depend_on_the_order_of_arrival_or_on_merging(estimat
 @each_estimator
 def test_moments_cross_to_another_process_and_go_on_there(estimator):
     results, layout = results_of(random_thetas(9, 2)), Layout(("w",), ((30,),))
-    here = folded(RobustMoments(torch.ones(30), estimator, byzantine=0.2, rank=4, layout=layout), results[:5])
+    here = folded(RobustMoments(torch.ones(30), estimator, byzantine="20%", rank=4, layout=layout), results[:5])
     there = here.empty()
     there.load(here.state())
     one, other = (folded(fold, results[5:]).posterior() for fold in (here, there))

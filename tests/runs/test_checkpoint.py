@@ -112,10 +112,10 @@ def test_a_checkpoint_of_other_settings_is_refused_with_those_that_differ(path):
     found.check(replace(recipe, data_dir="there", checkpoint_every=5))  # the outcome does not depend on these
     with pytest.raises(
         CheckpointError,
-        match=r"the checkpoint of round 3 is of a run with other settings: clients_per_round \(1.0, not 1\), "
+        match=r'the checkpoint of round 3 is of a run with other settings: clients_per_round \("all", not 1\), '
         r"learning_rate \(0.1, not 0.05\)$",
     ):
-        found.check(replace(recipe, learning_rate=0.1, clients_per_round=1.0))
+        found.check(replace(recipe, learning_rate=0.1, clients_per_round="all"))
     with pytest.raises(CheckpointError, match=r"dataset \(null, not \"mnist5k\"\)"):
         found.check(Config(clients=3))
 

@@ -50,7 +50,9 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
         replace(posterior, within_scale=within, between_scale=between, temperature=1.0)
         for within, between in product(inner, SCALES)
     ]
-    draws = tuple(candidate.draws(derive_seed(config.seed, 4), DRAWS, scale=config.scale) for candidate in candidates)
+    draws = tuple(
+        candidate.draws(derive_seed(config.seed, 4), DRAWS, scale=config.predict.scale) for candidate in candidates
+    )
     gains = held_out_gains(engine, posterior, draws, TEMPERATURES, config)
     group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
     hotter = _best(*gains.by_temperature(group), gains.num_examples)
@@ -69,7 +71,7 @@ def held_out_gains(
     Raises:
         ValueError: no examples were held out.
     """
-    if not config.holdout:
+    if not config.calibration.holdout:
         raise ValueError("calibration needs examples that no client trained on: train with holdout, such as 0.1")
     enough = config.enough_of(engine.num_clients)
     buffers = refreshed_buffers(engine, posterior, draws, config)
@@ -78,7 +80,7 @@ def held_out_gains(
             index=client,
             client=client,
             occasion="the calibration",
-            part=Part(fraction=config.holdout, seed=config.seed, held_out=True),
+            part=Part(fraction=config.calibration.holdout, seed=config.seed, held_out=True),
             batch_size=batch_norm.BATCH_SIZE,
             draws=draws,
             temperatures=temperatures,
@@ -97,7 +99,7 @@ def refreshed_buffers(
         engine,
         posterior.tensors(),
         seed=draws[0].seed,
-        max_examples=config.batch_norm_examples,
+        max_examples=config.predict.batch_norm_examples,
         draws=draws,
         part=config.training_part,
         minimum=config.enough_of(engine.num_clients),

@@ -37,10 +37,10 @@ def conformal(
     free_ranks: int = 2,
     noise: float | None = None,
 ) -> "Conformal":
-    """Split conformal prediction from the examples that the clients held out (`config.holdout`).
+    """Split conformal prediction from the examples that the clients held out (`config.calibration.holdout`).
 
     Args:
-        engine: where the clients are; each scores its own held-out examples with `config.samples` averaged draws.
+        engine: where the clients are; each scores its held-out examples with `config.predict.samples` averaged draws.
         posterior: what predictions are made with.
         config: of the run; it says which examples no client trained on.
         score: "thr", "aps" or "raps" for classes, "absolute" or "normalized" for a regression (`Scoring`).
@@ -53,17 +53,17 @@ def conformal(
         ValueError: no examples were held out, or settings that `Scoring` refuses.
         ClientError, TooFewClientsError: from `round_trip`; such as for outputs that are no classes.
     """
-    if not config.holdout:
+    if not config.calibration.holdout:
         raise ValueError("conformal prediction needs examples that no client trained on: train with holdout, as 0.1")
     scoring = Scoring(score=score, resolution=resolution, penalty=penalty, free_ranks=free_ranks)
-    draws = posterior.draws(derive_seed(config.seed, 5), config.samples, scale=config.scale)
+    draws = posterior.draws(derive_seed(config.seed, 5), config.predict.samples, scale=config.predict.scale)
     buffers = refreshed_buffers(engine, posterior, (draws,), config)
     tasks = [
         ConformalTask(
             index=client,
             client=client,
             occasion="the conformal scoring",
-            part=Part(fraction=config.holdout, seed=config.seed, held_out=True),
+            part=Part(fraction=config.calibration.holdout, seed=config.seed, held_out=True),
             batch_size=batch_norm.BATCH_SIZE,
             draws=draws,
             temperature=posterior.temperature,

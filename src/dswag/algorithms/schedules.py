@@ -11,12 +11,14 @@ def exploration(config: Config) -> Sequence[tuple[tuple[float, ...], tuple[int, 
     In a single exchange rates are those of α(t), as printed; over several they fall on a line to α₂ itself. All but the
     last give the weights at their end, for the average; the last gives the snapshots of phase 3.
     """
-    total = config.explore_epochs
+    total = config.explore.epochs
     epochs = total // config.explore_exchanges
     first, last = config.explore_learning_rates
-    rates = cyclic(first, last, total, total // config.cycles) if epochs == total else linear(first, last, total)
+    rates = (
+        cyclic(first, last, total, total // config.explore.cycles) if epochs == total else linear(first, last, total)
+    )
     parts = [rates[start : start + epochs] for start in range(0, total, epochs)]
-    snapshots = cycle_snapshots(epochs, epochs // config.cycles, config.snapshots_per_cycle)
+    snapshots = cycle_snapshots(epochs, epochs // config.explore.cycles, config.explore.snapshots_per_cycle)
     return [*((part, (epochs,)) for part in parts[:-1]), (parts[-1], snapshots)]
 
 

@@ -43,19 +43,19 @@ def step(server: Server, aggregate: Float[Tensor, "d"], config: Config) -> Serve
     "adagrad", "yogi" and "adam" m = β₁ m + (1 - β₁) Δ, θ + η m / (√v + τ) with v from τ² and
     v + Δ², v - (1 - β₂) Δ² sign(v - Δ²) and β₂ v + (1 - β₂) Δ² (Reddi et al. 2021, Algorithm 2, lines 10 to 14).
     """
-    rate, beta1, beta2 = config.server_learning_rate, config.server_momentum, config.server_second_momentum
+    rate, beta1, beta2 = config.server.learning_rate, config.server.momentum, config.server.second_momentum
     done = replace(server, round=server.round + 1)
-    if config.server_optimizer == "plain":
+    if config.server.optimizer == "plain":
         theta = aggregate if rate == 1 else server.theta.lerp(aggregate, rate)
         return replace(done, theta=theta)
     delta = aggregate - server.theta
-    if config.server_optimizer in ("momentum", "nesterov"):
+    if config.server.optimizer in ("momentum", "nesterov"):
         m = delta if server.momentum is None else delta.add(server.momentum, alpha=beta1)
-        direction = m if config.server_optimizer == "momentum" else delta.add(m, alpha=beta1)
+        direction = m if config.server.optimizer == "momentum" else delta.add(m, alpha=beta1)
         return replace(done, theta=server.theta.add(direction, alpha=rate), momentum=m)
-    square, tau = delta.square(), config.server_epsilon
+    square, tau = delta.square(), config.server.epsilon
     v = square.new_full(square.shape, tau**2) if server.second_moment is None else server.second_moment
-    match config.server_optimizer:
+    match config.server.optimizer:
         case "adagrad":
             v = v + square
         case "yogi":

@@ -74,18 +74,18 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
         ValueError: `stop_accuracy` where outputs and targets are no classes.
         DivergenceError: a round whose loss has diverged (`divergence.has_diverged`), or whose θ is not finite.
     """
-    epochs = config.rounds * config.local_epochs
-    last_rate = config.learning_rate if config.final_learning_rate is None else config.final_learning_rate
-    rates = schedules.linear(config.learning_rate, last_rate, epochs)
+    phase, rule = config.train, config.server
+    last_rate = phase.learning_rate if phase.final_learning_rate is None else phase.final_learning_rate
+    rates = schedules.linear(phase.learning_rate, last_rate, phase.rounds * phase.local_epochs)
     state = start
     if state.round and _reached(config, _accuracy(engine, state.theta, config)):
         return
-    for t in range(state.round, config.rounds):  # l. 3
+    for t in range(state.round, phase.rounds):  # l. 3
         theta = state.theta
-        clients = sample_clients(config.clients_per_round, config.clients, seed=config.seed, phase=1, round=t)  # l. 4
-        rates_t = rates[t * config.local_epochs : (t + 1) * config.local_epochs]
-        tasks = _train_tasks(config, clients, rates_t, (config.local_epochs,), phase=1, round=t)
-        update = aggregator(config.aggregation, theta, byzantine=config.byzantine, clip_update=config.clip_update)
+        clients = sample_clients(phase.clients_per_round, config.clients, seed=config.seed, phase=1, round=t)  # l. 4
+        rates_t = rates[t * phase.local_epochs : (t + 1) * phase.local_epochs]
+        tasks = _train_tasks(config, clients, rates_t, (phase.local_epochs,), phase=1, round=t)
+        update = aggregator(rule.aggregation, theta, byzantine=rule.byzantine, clip_update=rule.clip_update)
         enough = config.enough_of(len(tasks), phase=1)
         done = round_trip(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 5-11
         aggregate = done.fold.result()
@@ -118,13 +118,13 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
     Raises:
         ClientError, TooFewClientsError: from `round_trip`.
     """
-    clients = sample_clients(config.explorers, config.clients, seed=config.seed, phase=2, round=0)  # l. 16
-    plan = schedules.exploration(config)
+    clients = sample_clients(config.explore.explorers, config.clients, seed=config.seed, phase=2, round=0)  # l. 16
+    plan, rule = schedules.exploration(config), config.server
     missing: list[Missing] = []
     bytes_down = bytes_up = 0
     for number, (rates, snapshots) in enumerate(plan[:-1]):
         tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=number)
-        update = aggregator(config.aggregation, theta, byzantine=config.byzantine, clip_update=config.clip_update)
+        update = aggregator(rule.aggregation, theta, byzantine=rule.byzantine, clip_update=rule.clip_update)
         enough = config.enough_of(len(tasks), phase=1)
         together = round_trip(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 17-23
         theta = together.fold.result().theta  # l. 12
@@ -149,9 +149,10 @@ def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = N
     float64, so that what several processes merge rounds to what one process finds. With `moments` "trimmed" or
     "median", which withstand malicious clients, all weights are kept.
     """
-    if config.moments == "mean":  # l. 26-31
-        return Moments(theta, rank=config.rank, centering=config.centering, layout=layout, dtype=torch.float64)
-    return RobustMoments(theta, config.moments, byzantine=config.byzantine, rank=config.rank, layout=layout)
+    kept = config.posterior
+    if kept.moments == "mean":  # l. 26-31
+        return Moments(theta, rank=kept.rank, columns=kept.columns, layout=layout, dtype=torch.float64)
+    return RobustMoments(theta, kept.moments, byzantine=config.server.byzantine, rank=kept.rank, layout=layout)
 
 
 def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evaluation:
@@ -159,7 +160,7 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
     payload = {"theta": theta}
     part, enough = config.training_part, config.enough_of(engine.num_clients)
     (statistics,) = refresh(
-        engine, payload, seed=config.seed, max_examples=config.batch_norm_examples, part=part, minimum=enough
+        engine, payload, seed=config.seed, max_examples=config.predict.batch_norm_examples, part=part, minimum=enough
     )
     size = batch_norm.BATCH_SIZE
     tasks = [
@@ -172,7 +173,7 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
 
 
 def _accuracy(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> float | None:
-    if config.stop_accuracy is None:
+    if config.train.stop_accuracy is None:
         return None
     accuracy = evaluate(engine, theta, config).accuracy
     if accuracy is None:
@@ -181,14 +182,14 @@ def _accuracy(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> floa
 
 
 def _reached(config: Config, accuracy: float | None) -> bool:
-    return accuracy is not None and config.stop_accuracy is not None and accuracy >= config.stop_accuracy
+    return accuracy is not None and config.train.stop_accuracy is not None and accuracy >= config.train.stop_accuracy
 
 
 def _check_divergence(state: Server, loss: float, rate: float, config: Config) -> None:
     advice = f"lower learning_rate ({rate:g} in this round), or set clip_gradient"
-    if config.server_optimizer != "plain" or config.server_learning_rate != 1:
-        advice = f"lower server_learning_rate ({config.server_learning_rate:g}), or " + advice
-    if state.first_loss is not None and has_diverged(loss, state.first_loss, config.max_loss_growth):
+    if config.server.optimizer != "plain" or config.server.learning_rate != 1:
+        advice = f"lower server_learning_rate ({config.server.learning_rate:g}), or " + advice
+    if state.first_loss is not None and has_diverged(loss, state.first_loss, config.faults.max_loss_growth):
         raise DivergenceError(
             f"round {state.round} diverged: the mean training loss is {loss:g}, after {state.first_loss:g} in the "
             f"first round: {advice}"
@@ -216,13 +217,13 @@ def _train_tasks(
             client=client,
             occasion=f"round {round + 1}" if phase == 1 else _exploring(config, round),
             part=config.training_part,
-            time_limit=config.client_time_limit,
+            time_limit=config.faults.client_time_limit,
             learning_rates=tuple(config.rate_factor(client) * rate for rate in learning_rates),
             snapshots=snapshots,
             seed=derive_seed(config.seed, phase, round, client),
             update=config.client_update,
-            upload=config.upload,
-            max_loss_growth=config.max_loss_growth,
+            upload=config.local.upload,
+            max_loss_growth=config.faults.max_loss_growth,
         )
         for index, client in enumerate(clients)
     ]

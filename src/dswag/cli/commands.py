@@ -40,8 +40,6 @@ def train(options: Train) -> None:
         raise ConfigError(f"--rank-timeout must be above 0 seconds, got {options.rank_timeout:g}")
     folder = None if options.resume is None else RunFolder.open(options.resume)
     recipe = options.recipe() if folder is None else options.resumed(folder.config(Recipe))
-    if options.engine == "distributed" and recipe.centering == "running":
-        raise ConfigError("centering running depends on the order of the clients: use --engine in-process")
     at_place(options, recipe, lambda place: _train(options, recipe, folder, place))
 
 
@@ -124,12 +122,12 @@ def predict(options: Predict) -> None:
         experiment.model,
         posterior,
         images,
-        samples=recipe.samples,
+        samples=recipe.predict.samples,
         seed=prediction_seed(recipe),
         kind=options.kind,
-        scale=recipe.scale,
+        scale=recipe.predict.scale,
         engine=experiment.engine,
-        batch_norm_examples=recipe.batch_norm_examples,
+        batch_norm_examples=recipe.predict.batch_norm_examples,
     )
     outcome = folder.metrics()
     sets = None
@@ -170,7 +168,7 @@ def _tell_of_complete(folder: RunFolder, *, as_json: bool) -> None:
 def _new_folder(options: Train, experiment: Experiment) -> RunFolder:
     recipe = experiment.recipe
     if options.output is None:
-        return RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.model}", recipe)
+        return RunFolder.create_next(RUNS, f"{experiment.dataset.name}-{recipe.data.model}", recipe)
     return RunFolder.create(options.output, recipe, overwrite=options.overwrite)
 
 
@@ -191,7 +189,7 @@ def _follow(experiment: Experiment, folder: RunFolder, display: console.Display,
             case Starting():
                 for fault in event.faults:
                     console.say(f"going on from the checkpoint before, of round {event.rounds}: {fault}")
-                display.begin("phase 1: round", experiment.recipe.rounds, event.rounds)
+                display.begin("phase 1: round", experiment.recipe.train.rounds, event.rounds)
             case RoundRecord():
                 accuracy = "" if event.test_accuracy is None else f", accuracy {event.test_accuracy:.4f}"
                 left_out = f", without {len(event.missing)} of {len(event.clients)} clients" if event.missing else ""
@@ -228,7 +226,7 @@ def opened(folder: RunFolder, options: Evaluate | Calibrate | Predict) -> tuple[
     posterior = folder.posterior()
     changed = {name: getattr(options, name, None) for name in ("samples", "scale", "landscape_examples", "data_dir")}
     given = {name: value for name, value in changed.items() if value is not None}
-    recipe = Recipe.checked({**asdict(folder.config(Recipe)), **given}, source="flags")
+    recipe = Recipe.checked({**folder.config(Recipe).flat(), **given}, source="flags")
     experiment = build(recipe, progress=True)
     if posterior.layout != Layout.of(experiment.model):
         raise RunFolderError(f"the posterior in {folder.path} is of another model than its settings describe")

@@ -36,7 +36,7 @@ def compare(options: Compare) -> None:
     methods = chosen(options.methods, recipe)
     if options.seeds < 1:
         raise ConfigError(f"a comparison needs at least one seed, got {options.seeds}")
-    path = options.output or RUNS / f"compare-{recipe.dataset}-{recipe.model}"
+    path = options.output or RUNS / f"compare-{recipe.data.dataset}-{recipe.data.model}"
     folder = ComparisonFolder.open(path, recipe, overwrite=options.overwrite)
     seeds = range(recipe.seed, recipe.seed + options.seeds)
     outcomes: list[Outcome] = []
@@ -55,7 +55,7 @@ def compare(options: Compare) -> None:
     found = summary(outcomes)
     notes = _notes(recipe, seeds, found, failures)
     data = {
-        "settings": asdict(recipe),
+        "settings": recipe.flat(),
         "seeds": list(seeds),
         "methods": {
             method: {name: asdict(spread) for name, spread in spreads.items()} for method, spreads in found.items()
@@ -115,7 +115,7 @@ def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequ
     )
 
     return render_comparison(
-        f"{_counted(len(found), 'method')}: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
+        f"{_counted(len(found), 'method')}: {recipe.data.model} on {recipe.data.dataset}, {recipe.clients} clients",
         [
             Column(measure.title, measure.better, name in PLOTTED, cost=name not in QUALITY)
             for name, measure in MEASURES.items()
@@ -135,7 +135,7 @@ def _page(recipe: Recipe, found: Mapping[str, Mapping[str, Spread]], notes: Sequ
         answer=answer,
         described={_marked(method): METHODS[method].description for method in found},
         notes=notes,
-        settings=asdict(recipe),
+        settings=recipe.flat(),
     )
 
 
@@ -161,7 +161,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _notes(recipe: Recipe, seeds: Sequence[int], methods: Iterable[str], failures: Sequence[Failure]) -> list[str]:
-    inside, outside = recipe.dataset, foreign.name(recipe.dataset)
+    inside, outside = recipe.data.dataset, foreign.name(recipe.data.dataset)
     numbers = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     notes = [
         f"Over {_counted(len(seeds), 'seed')} ({numbers}); NLL in nats; ECE over 20 bins of equal mass.",

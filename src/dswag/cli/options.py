@@ -1,7 +1,7 @@
 """What each command takes: its flags with their help texts, and settings from a TOML file and flags together."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +77,7 @@ class Train(Configured):
         """
         if self.output is not None or self.overwrite:
             raise ConfigError("--resume goes on in the folder of the run: leave --output and --overwrite out")
-        asked = self.recipe() if self.config else Recipe.checked({**asdict(recipe), **self._flags()}, source="flags")
+        asked = self.recipe() if self.config else Recipe.checked({**recipe.flat(), **self._flags()}, source="flags")
         differing = differences(recipe.decisive(), asked.decisive())
         if differing:
             raise ConfigError(
@@ -107,7 +107,7 @@ class Compare(Configured):
     def recipe(self) -> Recipe:
         """As for training, with examples held out."""
         recipe = super().recipe()
-        return recipe if recipe.holdout else replace(recipe, holdout=HELD_OUT)
+        return recipe if recipe.calibration.holdout else recipe.replaced(holdout=HELD_OUT)
 
 
 @dataclass(frozen=True, kw_only=True)

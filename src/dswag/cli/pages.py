@@ -18,10 +18,11 @@ def page(folders: Sequence[RunFolder]) -> str:
     def section(folder: RunFolder) -> RunReport:
         recipe, outcome = folder.config(Recipe), folder.metrics()
         grouped: dict[str, dict[str, object]] = {}
+        values, data = recipe.flat(), recipe.data
         for setting in settings():
-            grouped.setdefault(setting.group, {})[setting.name] = getattr(recipe, setting.name)
+            grouped.setdefault(setting.group, {})[setting.name] = values[setting.name]
         return RunReport(
-            title=f"{folder.path.resolve().name}: {recipe.model} on {recipe.dataset}, {recipe.clients} clients",
+            title=f"{folder.path.resolve().name}: {data.model} on {data.dataset}, {recipe.clients} clients",
             settings=grouped,
             scores={} if outcome is None else outcome.scores,
             reliability={} if outcome is None else outcome.reliability,
@@ -46,7 +47,7 @@ def _compared(outcome: Metrics, recipe: Recipe) -> dict[str, Any]:
     from dswag.lab.report.answer import METHOD, next_steps
 
     difference = outcome.nll_differences.get(METHOD)
-    skewed, tuned = recipe.partition in ("dirichlet", "shards"), recipe.calibrate
+    skewed, tuned = recipe.split.kind in ("dirichlet", "shards"), recipe.calibration.calibrate
     return {
         "nll_differences": outcome.nll_differences,
         "baseline": outcome.baseline,
@@ -62,11 +63,11 @@ def _notes(folder: RunFolder, recipe: Recipe) -> list[str]:
     """What a reader must know of a run that is not as its settings say."""
     notes = []
     rounds = len(folder.history())
-    if rounds < recipe.rounds:
-        notes.append(f"Phase 1 ended after {rounds} of {recipe.rounds} rounds.")
+    if rounds < recipe.train.rounds:
+        notes.append(f"Phase 1 ended after {rounds} of {recipe.train.rounds} rounds.")
     if folder.has_posterior():
         count = folder.posterior().count
-        expected = cohort_size(recipe.explorers, recipe.clients) * recipe.cycles * recipe.snapshots_per_cycle
+        expected = cohort_size(recipe.explore.explorers, recipe.clients) * recipe.snapshots_per_explorer
         if count < expected:
             notes.append(f"Explorers were left out: the posterior is made from {count} of {expected} snapshots.")
     else:
@@ -76,6 +77,6 @@ def _notes(folder: RunFolder, recipe: Recipe) -> list[str]:
         asked = sum(len(record.clients) for record in folder.history())
         notes.append(f"Phase 1 went on without {missing} of {asked} answers; the clients left out are listed below.")
     outcome = folder.metrics()
-    if outcome is not None and (outcome.samples, outcome.scale) != (recipe.samples, recipe.scale):
+    if outcome is not None and (outcome.samples, outcome.scale) != (recipe.predict.samples, recipe.predict.scale):
         notes.append(f"The scores are of {outcome.samples} samples with scale {outcome.scale:g}, set after training.")
     return notes

@@ -19,8 +19,9 @@ from dswag.cli.options import (
     Reproduce,
     Train,
 )
-from dswag.config import Share
-from dswag.lab.experiments.recipe import Setting, settings
+from dswag.config.parts import Share
+from dswag.core.validation import Setting
+from dswag.lab.experiments.recipe import settings
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -68,7 +69,7 @@ def _flag(setting: Setting) -> Any:
         arg(
             help=setting.description,
             help_behavior_hint=f"(default: {default})",
-            metavar="NUMBER|FRACTION" if setting.annotation == Share else None,
+            metavar="NUMBER|PERCENTAGE|all" if setting.annotation == Share else None,
             prefix_name=False,
         ),
     ]

@@ -24,7 +24,7 @@ def reproduce_figures(options: Reproduce) -> None:
     chosen = [plans.load(name, quick=options.quick, dataset=options.dataset, budget=options.budget) for name in names]
     variant = options.dataset or ""
     if options.budget is not None:
-        variant = f"{chosen[0].cases[0].recipe.dataset}-{options.budget}"
+        variant = f"{chosen[0].cases[0].recipe.data.dataset}-{options.budget}"
     results = options.output or (QUICK_RESULTS if options.quick else RESULTS / variant)
     if not options.list:
         _run_all(chosen, results, options)
@@ -60,7 +60,7 @@ def _run_all(chosen: Sequence[Plan], results: Path, options: Reproduce) -> None:
 
 def _hindrance(plan: Plan, results: Path, options: Reproduce) -> str | None:
     """Why what is left of a plan cannot run on this machine; None if it can."""
-    needed = {case.recipe.device for case in remaining(plan, results, only=options.only)}
+    needed = {case.recipe.data.device for case in remaining(plan, results, only=options.only)}
     missing = sorted(device for device in needed if not has_device(device))
     if not missing:
         return None

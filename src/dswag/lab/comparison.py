@@ -107,14 +107,14 @@ def chosen(names: Sequence[str], recipe: Recipe) -> list[Method]:
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
         raise ConfigError(f"methods must be some of {', '.join(METHODS)}, got {', '.join(unknown) or 'none'}")
-    if recipe.stop_accuracy is not None:
+    if recipe.train.stop_accuracy is not None:
         raise ConfigError("methods are compared at one budget: leave stop_accuracy out")
     first_rate, last_rate = recipe.explore_learning_rates
     if last_rate > first_rate:
         raise ConfigError("methods go on at rates that fall: explore_final_learning_rate must be the smaller one")
     methods = [METHODS[name] for name in dict.fromkeys(names)]
     tuning = [method.name for method in methods if method.holdout]
-    if tuning and not recipe.holdout:
+    if tuning and not recipe.calibration.holdout:
         raise ConfigError(f"{', '.join(tuning)} are tuned on held-out examples: set holdout, such as 0.1")
     return methods
 
@@ -137,7 +137,7 @@ def compare_methods(
         for method in methods:
             outcome = folder.outcome(method.name, seed)
             if outcome is None:
-                prepared = prepared or _prepare(replace(recipe, seed=seed), workers)
+                prepared = prepared or _prepare(recipe.replaced(seed=seed), workers)
                 try:
                     outcome = measure(method, *prepared)
                 except RuntimeError as error:  # clients that fail, and what does not converge
@@ -165,7 +165,9 @@ def measure(method: Method, experiment: Experiment, problem: Problem) -> Outcome
         method.name,
         problem.config.seed,
         score(prediction.probabilities.cpu(), test.targets),
-        detect(prediction, predictor(foreign.inputs(experiment.dataset, experiment.recipe.data_dir, progress=True))),
+        detect(
+            prediction, predictor(foreign.inputs(experiment.dataset, experiment.recipe.data.data_dir, progress=True))
+        ),
         cost.examples / problem.num_examples,
         cost,
         seconds,

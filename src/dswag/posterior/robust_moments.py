@@ -48,7 +48,7 @@ class RobustMoments:
     Args:
         anchor: θ [d] from which all snapshots start.
         estimator: "trimmed" or "median".
-        byzantine: how many clients may be malicious (f), a number or a fraction of those that answered.
+        byzantine: how many clients may be malicious (f), a number or a percentage of those that answered.
         rank: K, the most deviation columns kept; 0 for none.
         layout: the parameters behind θ, kept in the posterior.
 
@@ -61,7 +61,7 @@ class RobustMoments:
         anchor: Float[Tensor, "d"],
         estimator: Estimator,
         *,
-        byzantine: int | float,
+        byzantine: int | str,
         rank: int = 20,
         layout: Layout | None = None,
     ) -> None:

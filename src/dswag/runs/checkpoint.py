@@ -103,7 +103,7 @@ class Checkpoint:
 
     def check(self, config: Config) -> None:
         """Raises CheckpointError if this is of a run with other settings, and names those that differ."""
-        differing = differences(config.decisive(), self.settings)
+        differing = differences(config.decisive(), self.settings, kind=type(config))
         if differing:
             raise CheckpointError(
                 f"the checkpoint of round {self.server.round} is of a run with other settings: {', '.join(differing)}"

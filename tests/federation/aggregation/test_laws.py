@@ -296,10 +296,10 @@ def test_too_few_clients_for_a_rule_are_refused(rule, needed):
     with pytest.raises(ValueError, match=words):
         outcome(rule, grid_rows(needed - 1))
     with pytest.raises(ValueError, match=rf"{rule} needs at least \d+ clients where 10 may be malicious, got 20"):
-        outcome(rule, grid_rows(20), byzantine=0.5)
+        outcome(rule, grid_rows(20), byzantine="50%")
 
 
 @each_robust_rule
 def test_a_fraction_is_of_those_that_answered(rule):
     rows = grid_rows(20)
-    assert torch.equal(outcome(rule, rows, byzantine=0.1), outcome(rule, rows, byzantine=2))
+    assert torch.equal(outcome(rule, rows, byzantine="10%"), outcome(rule, rows, byzantine=2))

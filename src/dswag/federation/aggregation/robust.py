@@ -33,7 +33,7 @@ class Rule:
     spare: int
     """How many more clients than twice the malicious ones there must be."""
 
-    def malicious(self, byzantine: int | float, clients: int) -> int:
+    def malicious(self, byzantine: int | str, clients: int) -> int:
         """How many of so many clients may be malicious (f); raises ValueError where these are too few for the rule."""
         return malicious_number(byzantine, clients, spare=self.spare, rule=self.name)
 
@@ -41,12 +41,12 @@ class Rule:
 class Robust:
     """Keeps the last weights of every client, in task order, for a rule: its memory grows with the number of clients.
 
-    `byzantine`, how many clients may be malicious, is a number or a fraction of those that answered. `clip_update` is
+    `byzantine`, how many clients may be malicious, is a number or a percentage of those that answered. `clip_update` is
     the largest norm of an update, no limit if None.
     """
 
     def __init__(
-        self, anchor: Float[Tensor, "d"], rule: Rule, *, byzantine: int | float, clip_update: float | None = None
+        self, anchor: Float[Tensor, "d"], rule: Rule, *, byzantine: int | str, clip_update: float | None = None
     ) -> None:
         self.anchor = anchor
         self.rule = rule

@@ -29,7 +29,7 @@ RULES = ("mean", "weighted-mean", *ROBUST)
 
 
 def aggregator(
-    name: str, anchor: Float[Tensor, "d"], *, byzantine: int | float = 0.2, clip_update: float | None = None
+    name: str, anchor: Float[Tensor, "d"], *, byzantine: int | str = "20%", clip_update: float | None = None
 ) -> Mean | Robust:
     """An empty fold of the rule with this name.
 

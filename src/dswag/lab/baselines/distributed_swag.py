@@ -14,7 +14,7 @@ def posterior(trial: Trial) -> GaussianPosterior:
     """What Algorithm 1 returns."""
     thetas = trial.shared(explored)
     moments = collect(trial.shared(phase_1), trial.config, trial.layout)
-    per_client = trial.config.cycles * trial.config.snapshots_per_cycle
+    per_client = trial.config.explore.cycles * trial.config.explore.snapshots_per_cycle
     for index, snapshots in enumerate(torch.split(thetas, per_client)):
         moments.add(TrainResult(index=index, client=index, thetas=snapshots, num_examples=1, loss=0.0))
     return moments.finish()
@@ -22,7 +22,7 @@ def posterior(trial: Trial) -> GaussianPosterior:
 
 def dswag(trial: Trial) -> Predictor:
     """Algorithms 1 and 2."""
-    return trial.from_posterior(posterior(trial), scale=trial.config.scale)
+    return trial.from_posterior(posterior(trial), scale=trial.config.predict.scale)
 
 
 def mean(trial: Trial) -> Predictor:
@@ -32,7 +32,9 @@ def mean(trial: Trial) -> Predictor:
 
 def calibrated(trial: Trial) -> Predictor:
     """Algorithms 1 and 2 with what held-out examples say of the covariance and the temperature."""
-    return trial.from_posterior(calibrate(trial.engine(), posterior(trial), trial.config), scale=trial.config.scale)
+    return trial.from_posterior(
+        calibrate(trial.engine(), posterior(trial), trial.config), scale=trial.config.predict.scale
+    )
 
 
 DSWAG = Method("dswag", "Distributed SWAG, Algorithms 1 and 2", dswag)

@@ -41,13 +41,13 @@ def clients_ensemble(trial: Trial) -> Predictor:
 def fedbe_gaussian(trial: Trial) -> Predictor:
     """Averages over Gaussian draws, the clients' weights and their mean."""
     thetas = trial.shared(explored)
-    return _with_clients(trial, gaussian_draws(thetas, trial.config.samples, seed=trial.prediction_seed))
+    return _with_clients(trial, gaussian_draws(thetas, trial.config.predict.samples, seed=trial.prediction_seed))
 
 
 def fedbe_dirichlet(trial: Trial) -> Predictor:
     """Averages over random convex combinations, the clients' weights and their mean."""
     thetas = trial.shared(explored)
-    return _with_clients(trial, dirichlet_draws(thetas, trial.config.samples, seed=trial.prediction_seed))
+    return _with_clients(trial, dirichlet_draws(thetas, trial.config.predict.samples, seed=trial.prediction_seed))
 
 
 def _with_clients(trial: Trial, draws: Float[Tensor, "n d"]) -> Predictor:

@@ -58,10 +58,10 @@ def samples(trial: Trial, theta: Float[Tensor, "d"]) -> Float[Tensor, "s d"]:
     The prior is the one that weight decay stands for.
     """
     config = plain_sgd(further(trial.config))
-    participating = cohort_size(config.clients_per_round, config.clients)
-    noise = gradient_noise(config.learning_rate, trial.problem.num_examples, participating)
+    participating = cohort_size(config.train.clients_per_round, config.clients)
+    noise = gradient_noise(config.train.learning_rate, trial.problem.num_examples, participating)
     engine = trial.engine(Langevin(trial.model, noise), loss=plus_noise(trial.problem.loss))
-    return torch.stack([done.theta for done in synchronize(engine, Server(theta, trial.config.rounds), config)])
+    return torch.stack([done.theta for done in synchronize(engine, Server(theta, trial.config.train.rounds), config)])
 
 
 def run(trial: Trial) -> Predictor:

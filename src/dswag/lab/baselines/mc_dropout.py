@@ -66,8 +66,8 @@ def run(trial: Trial, probability: float = PROBABILITY) -> Predictor:
     """Trains with dropout in rounds, and averages over thinned networks."""
     engine = trial.engine(with_dropout(trial.model, probability))
     first = last_round(engine, Server(trial.theta), trial.config)
-    theta = last_round(engine, Server(first, trial.config.rounds), further(trial.config))
-    draw = partial(thinned, trial.model, theta, trial.config.samples, seed=trial.prediction_seed)
+    theta = last_round(engine, Server(first, trial.config.train.rounds), further(trial.config))
+    draw = partial(thinned, trial.model, theta, trial.config.predict.samples, seed=trial.prediction_seed)
     return trial.from_weights(draw(probability=probability))
 
 

@@ -1,7 +1,6 @@
 """Mean-field variational inference by the reparametrised gradient (Graves 2011; Blundell et al. 2015)."""
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -75,16 +74,16 @@ def posterior(trial: Trial, *, step: float = STEP) -> GaussianPosterior:
 
     The prior is the one that weight decay stands for.
     """
-    clip, n = trial.config.clip_gradient or LONGEST, trial.problem.num_examples
-    config = replace(trial.config, weight_decay=0.0, clip_gradient=clip)
-    if not trial.config.weight_decay:
+    clip, n = trial.config.local.clip_gradient or LONGEST, trial.problem.num_examples
+    config = trial.config.replaced(weight_decay=0.0, clip_gradient=clip)
+    if not trial.config.local.weight_decay:
         raise ValueError("variational inference needs a prior: set weight_decay, such as 1e-4")
     # d log std / d step = stretch² · rate / (1 - momentum) / n for the entropy's part of the gradient
-    stretch = math.sqrt(step * n * (1 - config.momentum) / config.learning_rate)
-    model = MeanField(trial.model, n * trial.config.weight_decay, n, stretch=stretch)
+    stretch = math.sqrt(step * n * (1 - config.local.momentum) / config.train.learning_rate)
+    model = MeanField(trial.model, n * trial.config.local.weight_decay, n, stretch=stretch)
     engine = trial.engine(model, loss=plus_kl(trial.problem.loss))
     first = last_round(engine, Server(torch.cat([trial.theta, torch.zeros_like(trial.theta)])), config)
-    mean, spread = last_round(engine, Server(first, config.rounds), further(config)).chunk(2)
+    mean, spread = last_round(engine, Server(first, config.train.rounds), further(config)).chunk(2)
     return GaussianPosterior(
         mean=mean,
         variance=(2 * model.log_std(spread)).exp(),

@@ -16,7 +16,7 @@ def subset_posteriors(trial: Trial) -> list[GaussianPosterior]:
     theta, config = trial.shared(phase_1), snapshot_every_epoch(trial.config)
     thetas = explore(trial.engine(), theta, config, Snapshots()).fold.result()
     posteriors = []
-    for snapshots in torch.split(thetas, config.explore_epochs):
+    for snapshots in torch.split(thetas, config.explore.epochs):
         moments = Moments(theta, rank=0, layout=trial.layout)
         for snapshot in snapshots:
             moments.add(snapshot)

@@ -167,13 +167,13 @@ class Trial:
             return draws_of(
                 network,
                 posterior,
-                samples=self.config.samples,
+                samples=self.config.predict.samples,
                 seed=self.prediction_seed,
                 kind=kind,
                 scale=scale,
                 engine=engine,
-                batch_norm_examples=self.config.batch_norm_examples,
-                precision=self.config.precision,
+                batch_norm_examples=self.config.predict.batch_norm_examples,
+                precision=self.config.local.precision,
             )
 
         return lambda inputs: average(network, members(), inputs).tempered(posterior.temperature)
@@ -181,12 +181,12 @@ class Trial:
     def from_weights(self, thetas: Float[Tensor, "s d"]) -> Predictor:
         """Predicts by averaging over the given weights."""
         engine = self.engine()
-        examples = self.config.batch_norm_examples
+        examples = self.config.predict.batch_norm_examples
 
         @cache
         def members() -> Members:
             return members_of(
-                self.model, thetas, engine=engine, batch_norm_examples=examples, precision=self.config.precision
+                self.model, thetas, engine=engine, batch_norm_examples=examples, precision=self.config.local.precision
             )
 
         return lambda inputs: average(self.model, members(), inputs)

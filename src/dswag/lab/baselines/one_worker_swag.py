@@ -20,7 +20,7 @@ def swa(trial: Trial) -> Predictor:
 
 def swag(trial: Trial) -> Predictor:
     """Draws from the Gaussian around them."""
-    return trial.from_posterior(trial.shared(posterior), scale=trial.config.scale)
+    return trial.from_posterior(trial.shared(posterior), scale=trial.config.predict.scale)
 
 
 SWA = Method("swa", "average of one worker's weights (Izmailov et al. 2018)", swa, pools_data=True)

@@ -1,6 +1,5 @@
 """Parts of training that several methods share, each at the budget of a phase of Algorithm 1."""
 
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -26,7 +25,7 @@ def phase_1(trial: Trial) -> Float[Tensor, "d"]:
 
 def federated(trial: Trial) -> Float[Tensor, "d"]:
     """θ after further rounds whose rates fall as in phase 2: the whole budget spent on one set of weights."""
-    start = Server(trial.shared(phase_1), trial.config.rounds)
+    start = Server(trial.shared(phase_1), trial.config.train.rounds)
     return last_round(trial.engine(), start, further(trial.config))
 
 
@@ -58,12 +57,11 @@ def pooled_engine(trial: Trial) -> Engine:
 
 def one_worker(config: Config) -> Config:
     """Settings for one worker that has all examples, for as many epochs over them as the phases cost."""
-    participating = cohort_size(config.clients_per_round, config.clients)
-    exploring = cohort_size(config.explorers, config.clients)
-    return replace(
-        one_client(config, config.explore_epochs * exploring // config.clients),
+    participating = cohort_size(config.train.clients_per_round, config.clients)
+    exploring = cohort_size(config.explore.explorers, config.clients)
+    return one_client(config, config.explore.epochs * exploring // config.clients).replaced(
         rounds=1,
-        local_epochs=max(1, config.rounds * config.local_epochs * participating // config.clients),
+        local_epochs=max(1, config.train.rounds * config.train.local_epochs * participating // config.clients),
     )
 
 
@@ -72,8 +70,7 @@ def one_client(config: Config, epochs: int) -> Config:
 
     At the constant rate α₁, as in Izmailov et al. 2018, Section 3.2, and Maddox et al. 2019.
     """
-    alone = replace(
-        config,
+    alone = config.replaced(
         clients=1,
         clients_per_round=1,
         explorers=1,
@@ -88,14 +85,13 @@ def one_client(config: Config, epochs: int) -> Config:
 
 def snapshot_every_epoch(config: Config) -> Config:
     """The settings with a constant rate in phase 2, and a snapshot of every explorer after each of its epochs."""
-    rate, _ = replace(config, explore_rounds=1).explore_learning_rates
-    return replace(
-        config,
+    rate, _ = config.replaced(explore_rounds=1).explore_learning_rates
+    return config.replaced(
         explore_rounds=1,
         explore_learning_rate=rate,
         explore_final_learning_rate=rate,
         cycles=1,
-        snapshots_per_cycle=config.explore_epochs,
+        snapshots_per_cycle=config.explore.epochs,
     )
 
 
@@ -104,16 +100,17 @@ def further(config: ConfigT, *, constant: bool = False) -> ConfigT:
 
     Rates fall over them from α₁ to α₂ of phase 2, or stay at α₁.
     """
-    client_epochs = config.explore_epochs * cohort_size(config.explorers, config.clients)
-    rounds = max(2, client_epochs // (config.local_epochs * cohort_size(config.clients_per_round, config.clients)))
+    client_epochs = config.explore.epochs * cohort_size(config.explore.explorers, config.clients)
+    rounds = max(
+        2, client_epochs // (config.train.local_epochs * cohort_size(config.train.clients_per_round, config.clients))
+    )
     first, last = config.explore_learning_rates
     last = first if constant else last
     # `synchronize` draws one line over all rounds: the one that is at α₁ where the further ones begin
-    slope = (last - first) / (rounds * config.local_epochs - 1)
-    return replace(
-        config,
-        rounds=config.rounds + rounds,
-        learning_rate=first - slope * config.rounds * config.local_epochs,
+    slope = (last - first) / (rounds * config.train.local_epochs - 1)
+    return config.replaced(
+        rounds=config.train.rounds + rounds,
+        learning_rate=first - slope * config.train.rounds * config.train.local_epochs,
         explore_learning_rate=first,
         explore_final_learning_rate=last,
         final_learning_rate=last,
@@ -125,9 +122,8 @@ def plain_sgd(config: Config) -> Config:
 
     At the constant rate at which SGD with the momentum of phase 2 moves as fast.
     """
-    rate = config.explore_learning_rates[0] / (1 - config.momentum)
-    return replace(
-        config,
+    rate = config.explore_learning_rates[0] / (1 - config.local.momentum)
+    return config.replaced(
         learning_rate=rate,
         final_learning_rate=None,
         optimizer="sgd",

@@ -13,7 +13,7 @@ and posterior and tilted distributions agree in mean and variance.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -160,17 +160,17 @@ def posterior(
     It starts around the anchor. The prior is the one that weight decay stands for.
     """
     config, n = trial.config, trial.problem.num_examples
-    if not config.weight_decay:
+    if not config.local.weight_decay:
         raise ValueError("the posterior server needs a prior: set weight_decay, such as 1e-4")
     zero = torch.zeros_like(anchor, dtype=torch.float64)
-    prior = Natural.of(-anchor.double(), zero + 1 / (n * config.weight_decay))
+    prior = Natural.of(-anchor.double(), zero + 1 / (n * config.local.weight_decay))
     # together with the prior around the anchor
     factor = Natural(-prior.linear / config.clients, zero + n * curvature / config.clients)
     most = (2 / prior.precision).to(anchor.dtype)
-    tilted = Tilted(trial.model, most, Scales(plain_sgd(config).learning_rate, step, n))
+    tilted = Tilted(trial.model, most, Scales(plain_sgd(config).train.learning_rate, step, n))
     visits = _Visits(trial, trial.engine(tilted, loss=energy(trial.problem.loss)), tilted, anchor)
-    clients = sample_clients(config.explorers, config.clients, seed=config.seed, phase=2, round=0)
-    found = serve(prior, [factor] * config.clients, visits, clients * config.explore_epochs)
+    clients = sample_clients(config.explore.explorers, config.clients, seed=config.seed, phase=2, round=0)
+    found = serve(prior, [factor] * config.clients, visits, clients * config.explore.epochs)
     mean, _ = found.moments
     return GaussianPosterior(
         mean=(anchor + mean).to(anchor.dtype),
@@ -210,11 +210,11 @@ class _Visits:
             client=client,
             occasion=f"visit {self.number}",
             part=config.training_part,
-            time_limit=config.client_time_limit,
+            time_limit=config.faults.client_time_limit,
             learning_rates=(self.tilted.scales.rate,),
             snapshots=(1,),
             seed=derive_seed(config.seed, 5, self.number),
-            update=replace(plain_sgd(config), weight_decay=0.0).client_update,
+            update=plain_sgd(config).replaced(weight_decay=0.0).client_update,
         )
         theta = round_trip(self.engine, payload, [task], Snapshots()).fold.result()[0]
         first, second, self.chains[client] = theta.chunk(3)

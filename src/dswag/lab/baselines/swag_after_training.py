@@ -16,8 +16,8 @@ def global_posterior(trial: Trial) -> GaussianPosterior:
     """
     theta = trial.shared(phase_1)
     config = further(trial.config, constant=trial.config.explore_exchanges == 1)
-    moments = Moments(theta, rank=config.rank, centering=config.centering, layout=trial.layout)
-    for done in synchronize(trial.engine(), Server(theta, trial.config.rounds), config):
+    moments = Moments(theta, rank=config.posterior.rank, columns=config.posterior.columns, layout=trial.layout)
+    for done in synchronize(trial.engine(), Server(theta, trial.config.train.rounds), config):
         moments.add(done.theta, index=done.number)
     return moments.finish()
 
@@ -28,19 +28,19 @@ def local_posterior(trial: Trial) -> GaussianPosterior:
     It trains for as many epochs on its own examples as all explorers together do on theirs.
     """
     theta, config = trial.shared(phase_1), trial.config
-    one = one_client(config, config.explore_epochs * cohort_size(config.explorers, config.clients))
+    one = one_client(config, config.explore.epochs * cohort_size(config.explore.explorers, config.clients))
     engine = trial.engine(clients=trial.problem.clients[:1])
     return explore(engine, theta, one, collect(theta, one, trial.layout)).fold.finish()
 
 
 def swag_global(trial: Trial) -> Predictor:
     """Draws from the Gaussian over the server's weights."""
-    return trial.from_posterior(global_posterior(trial), scale=trial.config.scale)
+    return trial.from_posterior(global_posterior(trial), scale=trial.config.predict.scale)
 
 
 def swag_local(trial: Trial) -> Predictor:
     """Draws from the Gaussian over one client's weights."""
-    return trial.from_posterior(local_posterior(trial), scale=trial.config.scale)
+    return trial.from_posterior(local_posterior(trial), scale=trial.config.predict.scale)
 
 
 SWAG_GLOBAL = Method("swag-global", "Gaussian over the averaged models of further rounds", swag_global)

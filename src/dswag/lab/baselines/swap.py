@@ -1,7 +1,6 @@
 """Stochastic weight averaging in parallel (Gupta, Serrano & DeCoste 2020)."""
 
 import math
-from dataclasses import replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -21,11 +20,10 @@ def large_batches(config: Config) -> Config:
     The paper raises the rate fourfold for batches eight times as large; the root of W is a little more cautious.
     """
     factor = math.sqrt(config.clients)
-    last = config.final_learning_rate
-    return replace(
-        one_worker(config),
-        batch_size=config.batch_size * config.clients,
-        learning_rate=factor * config.learning_rate,
+    last = config.train.final_learning_rate
+    return one_worker(config).replaced(
+        batch_size=config.local.batch_size * config.clients,
+        learning_rate=factor * config.train.learning_rate,
         final_learning_rate=None if last is None else factor * last,
     )
 
@@ -33,7 +31,7 @@ def large_batches(config: Config) -> Config:
 def averaged(trial: Trial) -> Float[Tensor, "d"]:
     """The average of the weights of all workers, each having gone on alone with small batches."""
     theta = last_round(pooled_engine(trial), Server(trial.theta), large_batches(trial.config))
-    config = replace(trial.config, cycles=1, snapshots_per_cycle=1)
+    config = trial.config.replaced(cycles=1, snapshots_per_cycle=1)
     return explore(trial.engine(), theta, config, Snapshots()).fold.result().double().mean(0).to(theta.dtype)
 
 

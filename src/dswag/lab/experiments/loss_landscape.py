@@ -48,7 +48,7 @@ def survey(
     """
     recipe, directions = experiment.recipe, _directions(posterior)
     examples = experiment.dataset.train[: _num_examples(recipe, posterior)]
-    for_statistics = recipe.batch_norm_examples or max(2, -(-len(examples) // recipe.clients))
+    for_statistics = recipe.predict.batch_norm_examples or max(2, -(-len(examples) // recipe.clients))
     measured = measured_on(experiment, examples, batch_norm_examples=for_statistics)
 
     def loss(theta: Float[Tensor, "d"]) -> float:
@@ -59,7 +59,7 @@ def survey(
     v, factor = posterior.factors("swag")
     leading = principal(v, factor, directions, tolerance=1e-4)
     offsets = {PHASE_1: (theta - posterior.mean)[None]}
-    if recipe.centering == "final":  # the columns are then differences to the mean, as they are not along the way
+    if recipe.posterior.columns == "last":  # the columns are then differences to the mean
         offsets[SNAPSHOTS] = posterior.deviations
     return Landscape(
         num_examples=len(examples),
@@ -91,8 +91,8 @@ def measured_on(
             theta[None],
             examples.inputs,
             engine=experiment.engine,
-            batch_norm_examples=batch_norm_examples or experiment.recipe.batch_norm_examples,
-            precision=experiment.recipe.precision,
+            batch_norm_examples=batch_norm_examples or experiment.recipe.predict.batch_norm_examples,
+            precision=experiment.recipe.local.precision,
         ).probabilities.cpu()
         return metrics.accuracy(probabilities, targets), metrics.nll(probabilities, targets)
 
@@ -100,8 +100,8 @@ def measured_on(
 
 
 def _num_examples(recipe: Recipe, posterior: GaussianPosterior) -> int:
-    if recipe.landscape_examples is not None:
-        return recipe.landscape_examples
+    if recipe.report.landscape_examples is not None:
+        return recipe.report.landscape_examples
     return EXAMPLES if len(posterior.mean) <= MOST_WEIGHTS else 0
 
 

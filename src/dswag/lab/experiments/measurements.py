@@ -30,7 +30,7 @@ PHASE_1 = Method("phase-1", "θ_T, where phase 1 ends", lambda trial: trial.from
 DIAGONAL = Method(
     "dswag-diagonal",
     "Distributed SWAG with the diagonal covariance",
-    lambda trial: trial.from_posterior(posterior_of(trial), "diagonal", scale=trial.config.scale),
+    lambda trial: trial.from_posterior(posterior_of(trial), "diagonal", scale=trial.config.predict.scale),
 )
 
 
@@ -44,7 +44,7 @@ def _matched_noise(trial: Trial) -> Predictor:
         variance_within=None,
         deviations_within=None,
     )
-    return trial.from_posterior(noise, "diagonal", scale=trial.config.scale)
+    return trial.from_posterior(noise, "diagonal", scale=trial.config.predict.scale)
 
 
 MATCHED_NOISE = Method(
@@ -63,7 +63,7 @@ def course(trained: Synchronized) -> dict[str, Any]:
     largest = max(map(len, trained.experiment.parts))
     return {
         "rounds": [asdict(outcome) for outcome in trained.rounds.outcomes],
-        "steps_per_round": -(-largest // recipe.batch_size) * recipe.local_epochs,
+        "steps_per_round": -(-largest // recipe.local.batch_size) * recipe.train.local_epochs,
     }
 
 
@@ -166,7 +166,7 @@ def methods(
     """
     dataset, recipe = trained.experiment.dataset, trained.experiment.recipe
     test = dataset.test
-    others = None if outside is None else datasets.load_test(outside, recipe.data_dir).inputs[:outside_examples]
+    others = None if outside is None else datasets.load_test(outside, recipe.data.data_dir).inputs[:outside_examples]
     found: dict[str, Any] = {}
     losses: dict[str, Tensor] = {}
     for name in methods:

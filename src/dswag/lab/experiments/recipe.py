@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Any, Literal, Protocol, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from jaxtyping import Int64
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from dswag.config import Config, ConfigError, Count, Rate
+from dswag.config import Config, ConfigError
+from dswag.config.parts import Count, Rate, Switch
 from dswag.core.randomness import derive_seed
-from dswag.core.validation import descriptions, validated
+from dswag.core.validation import Setting, described, paths, validated
 from dswag.data import datasets
 from dswag.data.formats import DataFormatError
 from dswag.data.partition import PARTITIONS, needed_settings, partition
@@ -34,68 +35,88 @@ def _device(name: str) -> str:
 
 
 @validated
-class Recipe(Config):
-    """All settings of a run on a known data set: those of `Config`, and those of data and model."""
+class DataSettings:
+    """Data and model: what is trained on what."""
 
     dataset: str = "mnist5k"
-    """Data and model: data set, one of mnist5k (inside the package), mnist, fashion-mnist and cifar10."""
+    """Data set, one of mnist5k (inside the package), mnist, fashion-mnist and cifar10."""
     data_dir: str | None = None
-    """Data and model: folder with the data set's files, searched before DSWAG_DATA_DIR, the cache and the network."""
+    """Folder with the data set's files, searched before DSWAG_DATA_DIR, the cache and the network."""
     model: Literal["mlp", "cnn", "vgg16"] = "mlp"
-    """Data and model: the network; vgg16 takes images of 32 x 32."""
-    checkpoint_every: Count = 1
-    """Checkpoints: rounds of phase 1 between two of them; a killed run loses the rounds since the last one."""
+    """The network; vgg16 takes images of 32 x 32."""
     device: Annotated[str, AfterValidator(_device)] = "cpu"
-    """Data and model: where model and training data are: cpu, cuda or cuda:1."""
+    """Where model and training data are: cpu, cuda or cuda:1."""
 
-    partition: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
-    """Partition: clients differ in nothing, in their shares of each class, in the few classes they have, or in size."""
+
+@validated
+class PartitionSettings:
+    """Partition: which examples each client has."""
+
+    FLAT: ClassVar = {"kind": "partition"}
+
+    kind: Literal["iid", "dirichlet", "shards", "quantity"] = "iid"
+    """Clients differ in nothing, in their shares of each class, in the few classes they have, or in size."""
     concentration: Rate | None = None
-    """Partition: for dirichlet and quantity, α of the distribution of shares; smaller means more skew."""
+    """For dirichlet and quantity, α of the distribution of shares; smaller means more skew."""
     shards_per_client: Count | None = None
-    """Partition: for shards, pieces of the data sorted by class that each client gets; usually 2."""
+    """For shards, pieces of the data sorted by class that each client gets; usually 2."""
     min_examples: Count = 2
-    """Partition: training examples that each client has at least; with 2, one of them can be held out."""
-
-    equal_budget: Annotated[bool, Field(strict=True)] = False
-    """Report: spend the epochs of phase 2 on more rounds of phase 1 as well, and compare with that model."""
-    landscape_examples: Annotated[int, Field(ge=0, strict=True)] | None = None
-    """Report: training examples for the loss around the posterior; if not given, 1000, or 0 above a million weights."""
+    """Training examples that each client has at least; with 2, one of them can be held out."""
 
     @model_validator(mode="after")
-    def _check_partition(self) -> Self:
+    def _check_needs(self) -> Self:
         faults = []
         for name, example in _EXAMPLES.items():
             users = [kind for kind in PARTITIONS if name in needed_settings(kind)]
-            if self.partition in users and getattr(self, name) is None:
-                faults.append(f"partition {self.partition} needs {name}: set it, such as {example}")
-            if self.partition not in users and getattr(self, name) is not None:
+            if self.kind in users and getattr(self, name) is None:
+                faults.append(f"partition {self.kind} needs {name}: set it, such as {example}")
+            if self.kind not in users and getattr(self, name) is not None:
                 faults.append(
-                    f"{name} is a setting of partition {' and '.join(users)}, got partition {self.partition}: "
+                    f"{name} is a setting of partition {' and '.join(users)}, got partition {self.kind}: "
                     f"change it, or leave {name} out"
                 )
-        first_rate, last_rate = self.explore_learning_rates
-        if self.equal_budget and last_rate > first_rate:
-            faults.append("equal_budget goes on at falling rates: explore_final_learning_rate must be the smaller one")
         if faults:
             raise ValueError("\n".join(faults))
+        return self
+
+
+@validated
+class ReportSettings:
+    """Report: what is saved and measured beside the run."""
+
+    checkpoint_every: Count = 1
+    """Rounds of phase 1 between two checkpoints; a killed run loses the rounds since the last one."""
+    equal_budget: Switch = False
+    """Spend the epochs of phase 2 on more rounds of phase 1 as well, and compare with that model."""
+    landscape_examples: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Training examples for the loss around the posterior; if not given, 1000, or 0 above a million weights."""
+
+
+@validated
+class Recipe(Config):
+    """General: all settings of a run on a known data set, those of `Config` and those of data and model."""
+
+    data: DataSettings = DataSettings()
+    split: PartitionSettings = PartitionSettings()
+    report: ReportSettings = ReportSettings()
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Any) -> None:
+            """Parts, and settings by their own names."""
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        first, last = self.explore_learning_rates
+        if self.report.equal_budget and last > first:
+            raise ValueError(
+                "equal_budget goes on at falling rates: explore_final_learning_rate must be the smaller one"
+            )
         return self
 
     def decisive(self) -> dict[str, object]:
         """The settings that a run's outcome depends on: all but where the data lie and how it is saved and reported."""
         return {name: value for name, value in super().decisive().items() if name not in INDIFFERENT}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of a recipe, as help texts and reports show it."""
-
-    name: str
-    group: str
-    """Which part of the run it belongs to, such as "Phase 1"."""
-    description: str
-    annotation: Any
-    default: object
 
 
 class MakeEngine(Protocol):
@@ -135,21 +156,21 @@ def build(
             partition that leaves clients with too few examples, or fewer than one worker.
         DataNotFoundError, DataFormatError, CacheNotWritableError: from `dswag.data.datasets.load`.
     """
-    if not has_device(recipe.device):
-        raise ConfigError(f"this machine has no device {recipe.device}: use cpu")
+    if not has_device(recipe.data.device):
+        raise ConfigError(f"this machine has no device {recipe.data.device}: use cpu")
     try:
-        dataset = datasets.load(recipe.dataset, recipe.data_dir, progress=progress)
+        dataset = datasets.load(recipe.data.dataset, recipe.data.data_dir, progress=progress)
         _, *shape = dataset.train.inputs.shape
         model = models.build(
-            recipe.model,
+            recipe.data.model,
             (shape[0], shape[1], shape[2]),
             len(dataset.class_names),
             mean=dataset.mean,
             std=dataset.std,
             seed=derive_seed(recipe.seed, 0, 0),
-        ).to(recipe.device)
+        ).to(recipe.data.device)
         parts = _partition(recipe, dataset.train.targets)
-        dataset = replace(dataset, train=dataset.train.to(recipe.device))
+        dataset = replace(dataset, train=dataset.train.to(recipe.data.device))
         engine = make_engine(model, [dataset.train[part] for part in parts], workers=workers)
     except DataFormatError:
         raise
@@ -166,20 +187,14 @@ def has_device(name: str) -> bool:
 
 
 def _partition(recipe: Recipe, targets: Int64[Tensor, "n"]) -> list[Int64[Tensor, "_"]]:
-    own = {name: getattr(recipe, name) for name in needed_settings(recipe.partition)}
+    own = {name: getattr(recipe, name) for name in needed_settings(recipe.split.kind)}
     seed = derive_seed(recipe.seed, 0, 1)
-    return partition(recipe.partition, targets, recipe.clients, seed, min_examples=recipe.min_examples, **own)
+    return partition(recipe.split.kind, targets, recipe.clients, seed, min_examples=recipe.split.min_examples, **own)
 
 
 @cache
 def settings() -> tuple[Setting, ...]:
-    """Every setting of a recipe, data and model first; their docstrings read "Group: description"."""
-    texts = descriptions(Recipe)
-    hints = get_type_hints(Recipe, include_extras=True)
-    found = []
-    for field in sorted(fields(Recipe), key=lambda field: hasattr(Config, field.name)):
-        group, separator, rest = texts[field.name].partition(": ")
-        description = rest[0].upper() + rest[1:] if separator else texts[field.name]
-        group = group if separator else "General"
-        found.append(Setting(field.name, group, description, hints[field.name], getattr(Recipe, field.name)))
-    return tuple(found)
+    """Every setting of a recipe, data and model first."""
+    found = described(Recipe)
+    general = paths(Config)
+    return tuple(sorted(found, key=lambda setting: setting.name in general))

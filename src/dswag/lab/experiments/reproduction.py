@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from dswag.config import differences
 from dswag.core.atomic_files import prepare_folder, remove_leftovers, saving, write_text
 from dswag.lab.experiments.measurements import MEASURES, OF_PHASE_1
 from dswag.lab.experiments.plan import Case, Plan
@@ -98,15 +98,13 @@ def _is_current(plan: Plan, case: Case, results: Path) -> bool:
     result = json.loads(path.read_text(encoding="utf-8"))
     if int(result["environment"].get("results_version", 1)) < plan.results_version:
         return False
-    defaults = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
-    expected = _as_read({**defaults, **_config(case.recipe)})
-    found = {**_as_read(defaults), **result["config"]}
-    return bool(found == expected and result["options"] == _as_read(case.options))
+    changed = differences(_config(case.recipe), result["config"], kind=Recipe)
+    return not changed and bool(result["options"] == _as_read(case.options))
 
 
 def _config(recipe: Recipe) -> dict[str, Any]:
     """The settings that decide a result: all but where the data lie."""
-    return {name: value for name, value in asdict(recipe).items() if name != "data_dir"}
+    return {name: value for name, value in recipe.flat().items() if name != "data_dir"}
 
 
 def _as_read(value: Mapping[str, Any]) -> Any:

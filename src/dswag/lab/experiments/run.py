@@ -1,7 +1,7 @@
 """One run from its recipe to its scores, saved as it goes."""
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -108,18 +108,18 @@ def _execute(
     folder.save_partition(_class_counts(experiment))
     server, history = yield from _synchronize(experiment, folder, layout)
 
-    yield Exploring(cohort_size(recipe.explorers, recipe.clients))
+    yield Exploring(cohort_size(recipe.explore.explorers, recipe.clients))
     engine = Recorded(experiment.engine, folder.answers, answered=advance) if keep_answers else experiment.engine
     posterior, snapshots, exploration = _explore(recipe, engine, server.theta, layout)
     folder.save_history(history, exploration)
     yield exploration
-    if recipe.calibrate:
+    if recipe.calibration.calibrate:
         posterior = _calibrated(experiment, folder, posterior)
     folder.save_posterior(posterior)
 
     seconds = {"phase 1": sum(record.seconds for record in history), "phase 2": exploration.seconds}
     continued = None
-    if recipe.equal_budget:
+    if recipe.report.equal_budget:
         started = perf_counter()
         continued = yield from _continue(experiment, server, advance)
         seconds["same budget"] = perf_counter() - started
@@ -152,7 +152,7 @@ def _synchronize(
     for record, server in _rounds(experiment, start):
         history.append(record)
         folder.save_history(history)
-        if server.round % recipe.checkpoint_every == 0:
+        if server.round % recipe.report.checkpoint_every == 0:
             folder.save_checkpoint(Checkpoint(server, layout, recipe.decisive()))
             saved = server.round
         yield record
@@ -199,8 +199,8 @@ def _continue(
     experiment: Experiment, server: Server, advance: Callable[[], None]
 ) -> Generator[Event, None, Float[Tensor, "d"]]:
     """θ after as many more epochs of phase 1 as phase 2 has, at its rates."""
-    config = further(replace(experiment.recipe, rounds=server.round, stop_accuracy=None))
-    yield Continuing(config.rounds - server.round)
+    config = further(experiment.recipe.replaced(rounds=server.round, stop_accuracy=None))
+    yield Continuing(config.train.rounds - server.round)
     theta = server.theta
     for done in synchronize(experiment.engine, server, config):
         theta = done.theta

@@ -93,8 +93,8 @@ def score_methods(
     recipe, model, test = experiment.recipe, experiment.model, experiment.dataset.test
     options: dict[str, Any] = {
         "engine": experiment.engine,
-        "batch_norm_examples": recipe.batch_norm_examples,
-        "precision": recipe.precision,
+        "batch_norm_examples": recipe.predict.batch_norm_examples,
+        "precision": recipe.local.precision,
     }
     single = {PHASE_1: theta} if continued is None else {PHASE_1: theta, FEDAVG: continued}
     alone = {name: ensemble(model, each[None], test.inputs, **options).probabilities for name, each in single.items()}
@@ -115,17 +115,17 @@ def score_methods(
 
     for name, probabilities in alone.items():
         yield scored(name, probabilities)
-    what, foreign = at_hand(experiment.dataset, recipe.data_dir)
+    what, foreign = at_hand(experiment.dataset, recipe.data.data_dir)
     foreign = foreign[:FOREIGN_INPUTS]
     for kind in kinds:
         prediction = predictive(
             model,
             posterior,
             torch.cat([test.inputs, foreign]) if kind == "swag" else test.inputs,
-            samples=recipe.samples,
+            samples=recipe.predict.samples,
             seed=prediction_seed(recipe),
             kind=kind,
-            scale=recipe.scale,
+            scale=recipe.predict.scale,
             **options,
         )
         of_test = _rows(prediction, slice(len(test)))
@@ -222,8 +222,8 @@ def metrics(scored: Sequence[Scored], recipe: Recipe, seconds: Mapping[str, floa
         uncertainty=next((outcome.examined for outcome in scored if outcome.examined is not None), None),
         clients={outcome.method: outcome.clients for outcome in scored if outcome.clients},
         sets=next((outcome.sets for outcome in scored if outcome.sets is not None), None),
-        samples=recipe.samples,
-        scale=recipe.scale,
+        samples=recipe.predict.samples,
+        scale=recipe.predict.scale,
         seconds=seconds,
         environment=environment(),
     )

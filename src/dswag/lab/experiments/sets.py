@@ -31,7 +31,7 @@ def conformal_sets(
         parts: the rows of the test set that each client has.
     """
     recipe, dataset = experiment.recipe, experiment.dataset
-    if not recipe.holdout:
+    if not recipe.calibration.holdout:
         return None
     found = conformal(experiment.engine, posterior, recipe, resolution=RESOLUTION)
     counts = found.total()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -20,6 +20,7 @@ from dswag.client.running_state import normalizing
 from dswag.config import Config
 from dswag.core.atomic_files import held, remove_leftovers, write_text
 from dswag.core.parameters import Layout
+from dswag.core.validation import defaults
 from dswag.engines.recorded import Recorded
 from dswag.federation.folds import Snapshots
 from dswag.lab.baselines import phases
@@ -99,7 +100,7 @@ class Trained(Synchronized):
         def resumed(stage: Callable[[Trial], Any]) -> Done | None:
             return self.continued() if stage == phases.federated else None
 
-        config = replace(experiment.recipe, stop_accuracy=None)
+        config = experiment.recipe.replaced(stop_accuracy=None)
         problem = Problem(experiment.model, clients, config, resumed=resumed)
         problem.done[phases.phase_1] = Done(self.theta, self.rounds.cost, frozenset())
         problem.done[phases.explored] = Done(self.snapshots, self.explore_cost, frozenset({phases.phase_1}))
@@ -136,9 +137,9 @@ def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = l
         cost, snapshots = _phase_2(experiment, theta, own)
 
     def continued() -> Done:
-        recipe = phases.further(replace(experiment.recipe, stop_accuracy=None))
+        recipe = phases.further(experiment.recipe.replaced(stop_accuracy=None))
         with _held(experiment, work, advance):
-            start = Server(theta, experiment.recipe.rounds)
+            start = Server(theta, experiment.recipe.train.rounds)
             further, end = _rounds(experiment, recipe, start, own / "phase-1-continued", advance)
         return Done(end, further.cost, frozenset({phases.phase_1}))
 
@@ -149,7 +150,7 @@ def train(experiment: Experiment, work: Path, advance: Callable[[str], None] = l
 def _held(experiment: Experiment, work: Path, advance: Callable[[str], None]) -> Iterator[Path]:
     """The run's own folder, once no other process trains into it."""
     recipe = experiment.recipe
-    folder = work / f"{recipe.dataset}-{recipe.model}-{_digest(_settings(recipe, but=_PHASE_2))}"
+    folder = work / f"{recipe.data.dataset}-{recipe.data.model}-{_digest(_settings(recipe, but=_PHASE_2))}"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, waiting=lambda: advance("another process trains this: waiting for it")):
         yield folder
@@ -211,7 +212,7 @@ def _rounds(
             if perf_counter() - saved >= SAVE_EVERY:
                 save()
                 saved = perf_counter()
-            advance(f"round {done.number} of at most {recipe.rounds}")
+            advance(f"round {done.number} of at most {recipe.train.rounds}")
             started = perf_counter()
         progress.done = True
         save()
@@ -258,7 +259,7 @@ def _read(path: Path, kind: type[KeptT]) -> KeptT | None:
 
 
 _AFTERWARDS = frozenset(
-    {"data_dir", "rank", "centering", "samples", "scale", "calibrate", "equal_budget", "landscape_examples"}
+    {"data_dir", "rank", "columns", "samples", "kind", "scale", "calibrate", "equal_budget", "landscape_examples"}
 )
 """Settings that neither phase of training depends on."""
 
@@ -277,11 +278,12 @@ _PHASE_2 = frozenset(
 
 def _settings(recipe: Recipe, *, but: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Those that training depends on; on BatchNorm statistics it does where rounds are evaluated to stop."""
-    left_out = _AFTERWARDS | but | ({"batch_norm_examples"} if recipe.stop_accuracy is None else set())
-    return {name: value for name, value in asdict(recipe).items() if name not in left_out}
+    left_out = _AFTERWARDS | but | ({"batch_norm_examples"} if recipe.train.stop_accuracy is None else set())
+    return {name: value for name, value in recipe.flat().items() if name not in left_out}
 
 
 def _digest(settings: Mapping[str, Any]) -> str:
     """A short name of the settings that are not at their defaults, so that new ones change no old name."""
-    changed = {name: value for name, value in settings.items() if value != getattr(Recipe, name)}
+    usual = defaults(Recipe)
+    changed = {name: value for name, value in settings.items() if value != usual[name]}
     return blake2b(json.dumps(changed, sort_keys=True).encode(), digest_size=6).hexdigest()
