@@ -1,4 +1,16 @@
-"""The folder of a run, with a file each for settings, partition, history, checkpoint, posterior and outcome."""
+"""A run on disk: a folder with a file each for settings, partition, history, checkpoint, posterior and outcome.
+
+`RunFolder` makes, finds and holds it, in parts: `progress` while it trains and `outcome` afterwards. `checkpoint` is
+what the next round depends on, and `schema` what the JSON files say. Every file is the old one or the new one, never
+half of it.
+
+>>> from dswag.runs import RunFolder, RunFolderError
+>>> try:
+...     RunFolder.open("nowhere")
+... except RunFolderError as error:
+...     print(error)
+nowhere is no folder: name the folder that dswag train wrote
+"""
 
 from dswag.runs.files import CHECKPOINT as CHECKPOINT
 from dswag.runs.files import CONFIG as CONFIG
