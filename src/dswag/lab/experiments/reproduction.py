@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from dswag.config import differences
+from dswag.config import PAPER, differences
 from dswag.core.atomic_files import prepare_folder, remove_leftovers, saving, write_text
 from dswag.lab.experiments.measurements import MEASURES, OF_PHASE_1
 from dswag.lab.experiments.plan import Case, Plan
@@ -90,7 +90,7 @@ def _path(plan: Plan, case: Case, results: Path) -> Path:
 def _is_current(plan: Plan, case: Case, results: Path) -> bool:
     """Whether its file is of these settings, and not older than what last changed its numbers.
 
-    A setting that the file does not name was at its default when it was written.
+    A setting that the file does not name was at its default when it was written, or as in the paper if there was none.
     """
     path = _path(plan, case, results)
     if not path.exists():
@@ -98,7 +98,7 @@ def _is_current(plan: Plan, case: Case, results: Path) -> bool:
     result = json.loads(path.read_text(encoding="utf-8"))
     if int(result["environment"].get("results_version", 1)) < plan.results_version:
         return False
-    changed = differences(_config(case.recipe), result["config"], kind=Recipe)
+    changed = differences(_config(case.recipe), {**PAPER, **result["config"]}, kind=Recipe)
     return not changed and bool(result["options"] == _as_read(case.options))
 
 
