@@ -1,6 +1,9 @@
 """`dswag collect` writes the posterior of checkpoints, and refuses in one line what is none."""
 
 import json
+import os
+import shutil
+import signal
 
 import pytest
 import torch
@@ -159,3 +162,46 @@ def test_the_posterior_of_a_folder_is_not_collected_with_it_again(collect, check
     code, _, err = collect(checkpoints, "-o", checkpoints / "again.safetensors")
     assert code == 1
     assert "posterior.safetensors is a dswag-posterior file of dswag's own" in err
+
+
+def test_a_process_that_is_told_to_end_while_it_writes_leaves_nothing(collect, checkpoints, tmp_path, monkeypatch):
+    output = tmp_path / "posterior.safetensors"
+    fsync = os.fsync
+
+    def told(handle):
+        fsync(handle)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(os, "fsync", told)
+    assert collect(checkpoints, "-o", output)[0] == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_what_a_killed_process_left_is_gone_after_the_next(collect, checkpoints, tmp_path):
+    left = tmp_path / ".posterior.safetensors.k1ll3d"
+    left.mkdir()
+    (left / "posterior.safetensors").write_text("half")
+    assert collect(checkpoints, "-o", tmp_path / "posterior.safetensors")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "posterior.safetensors"]
+
+
+def test_what_does_not_count_is_said(collect, tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for epoch in range(3):
+        state = {"weight": torch.full((2,), float(epoch)), "loss.weight": torch.ones(3)}
+        torch.save(
+            {"state_dict": state, "current_model_state": state, "averaging_state": {}}, folder / f"epoch={epoch}.ckpt"
+        )
+    shutil.copy(folder / "epoch=2.ckpt", folder / "last.ckpt")
+    code, out, err = collect(folder, "-o", tmp_path / "posterior.safetensors", "--key", "state_dict")
+    assert code == 0
+    assert out.startswith("posterior of 3 checkpoints, 2 parameters, 3 columns")
+    assert err.splitlines()[:3] == [
+        "training averaged its weights: the current ones are taken, not the averages beside them",
+        f"left out: {folder / 'last.ckpt'}, which holds the same weights as {folder / 'epoch=2.ckpt'}",
+        "left out, as the same in all files, so frozen or no weights: loss.weight",
+    ]
+    assert [line.rpartition(" ")[2] for line in err.splitlines()[3:]] == [f"epoch={epoch}.ckpt" for epoch in range(3)]
