@@ -462,3 +462,85 @@ def test_layers_are_those_with_running_statistics():
         }
     )
     assert batch_norm.widths(module) == {"one": 2, "instances.running_mean": 3, "instances.running_var": 3}
+
+
+# ------------------------------------------------------------------------------------------- layers behind one another
+
+
+def deep():
+    torch.manual_seed(0)
+    layers = [part for _ in range(4) for part in (nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())]
+    return nn.Sequential(*layers).double()
+
+
+def layer_by_layer(module, batches):
+    """The statistics of each layer's inputs, with all layers before it in evaluation mode with theirs."""
+    module = deepcopy(module).eval()
+    values = torch.cat(batches)
+    for layer in module:
+        if isinstance(layer, nn.BatchNorm1d):
+            layer.running_mean.copy_(values.mean(0))
+            layer.running_var.copy_(values.var(0, correction=1))
+        with torch.no_grad():
+            values = layer(values)
+    return module.state_dict()
+
+
+def split_otherwise(batches):
+    return list(torch.cat(batches)[torch.randperm(81, generator=torch.Generator().manual_seed(1))].split(9))
+
+
+def test_exact_statistics_are_those_of_layer_after_layer_whatever_the_batches():
+    batches = unequal_ordered_batches(channels=4)
+    expected = layer_by_layer(deep(), batches)
+    for whatever in (batches, split_otherwise(batches)):
+        module = deep()
+        update(module, whatever, exact=True)
+        for name, value in module.state_dict().items():
+            torch.testing.assert_close(value.double(), expected[name].double(), rtol=1e-6, atol=1e-6)
+
+
+def test_statistics_of_one_pass_depend_on_the_batches_behind_the_first_layer_alone():
+    batches = unequal_ordered_batches(channels=4)
+    one, other = deep(), deep()
+    update(one, batches)
+    update(other, split_otherwise(batches))
+    torch.testing.assert_close(one[1].running_var, other[1].running_var, rtol=1e-6, atol=0)
+    assert ((one[10].running_var - other[10].running_var).abs() / other[10].running_var).max() > 0.01
+
+
+def test_exact_statistics_stop_where_nothing_changes_any_more():
+    passes = []
+
+    class Counted(list):
+        def __iter__(self):
+            passes.append(1)
+            return super().__iter__()
+
+    update(nn.Sequential(nn.BatchNorm1d(3)), Counted(unequal_ordered_batches(dtype=torch.float32)), exact=True)
+    assert len(passes) == 2
+    passes.clear()
+    update(deep(), Counted(unequal_ordered_batches(channels=4)), exact=True)
+    assert len(passes) == 5  # one for each layer, after the first
+
+
+def test_exact_statistics_need_batches_that_can_be_passed_over_again():
+    with pytest.raises(TypeError, match="take several passes over the batches: give a list or a loader"):
+        update(deep(), iter(unequal_ordered_batches(channels=4)), exact=True)
+
+
+def test_an_exact_update_that_fails_in_a_later_pass_changes_nothing():
+    class Failing(list):
+        passes = 0
+
+        def __iter__(self):
+            Failing.passes += 1
+            if Failing.passes == 3:
+                raise OSError("the disk is gone")
+            return super().__iter__()
+
+    module = deep()
+    before = deepcopy(module.state_dict())
+    with pytest.raises(OSError, match="the disk is gone"):
+        update(module, Failing(unequal_ordered_batches(channels=4)), exact=True)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -10,7 +10,7 @@ from torch import nn
 import dswag
 from dswag.client.batch_norm import collect, update
 from dswag.client.replica import Workspace
-from dswag.client.running_state import normalizing, training_modes
+from dswag.core.normalization import normalizing, training_modes
 from dswag.core.parameters import Layout
 
 pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
@@ -121,7 +121,8 @@ def test_a_tracked_instance_norm_predicts_with_pooled_statistics(examples):
     model = instance_norm()
     run = trained(model, examples)
     right = deepcopy(model)
-    run.posterior.mean_into(right)
+    with pytest.warns(UserWarning, match=r"layers \['1'\] belong to the weights from before.*update_batch_norm"):
+        run.posterior.mean_into(right)
     right[1].momentum = 1.0
     right.train()(examples[0])
     found = run.predictive(model, examples[0], kind="mean").probabilities

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from dswag.algorithms.predictive import Average, Reading, joined
 from dswag.algorithms.predictive import Predictive as Predictive
 from dswag.client.replica import Workspace
-from dswag.client.running_state import normalizing
 from dswag.client.statistics import refresh
 from dswag.core.links import Link
+from dswag.core.normalization import normalizing
 from dswag.core.parameters import Layout, parameters
 from dswag.core.threads import default_workers, ordered_map
 from dswag.data.batches import groups

@@ -21,12 +21,16 @@ from torch.utils.data import Dataset
 
 from dswag.client.calling import called, placed
 from dswag.client.running_state import load as load
-from dswag.client.running_state import normalizing, refresh_spectral_norms
+from dswag.client.running_state import refresh_spectral_norms
+from dswag.core.normalization import normalizing
 from dswag.core.parameters import Layout, unwrapped
 from dswag.data.batches import inputs_of
 
 BATCH_SIZE = 128
 """Examples that a layer normalizes together while statistics are collected."""
+
+SETTLED = 1e-6
+"""Change of a layer's statistics, relative to the largest of them, that is left to rounding."""
 
 MEANS = ("running_mean", "running_var")
 """The buffers of a layer; an entry of this name is of InstanceNorm, and its mean is the buffer."""
@@ -51,7 +55,11 @@ def widths(module: nn.Module, layout: Layout | None = None) -> dict[str, int]:
 
 
 def collect(
-    module: nn.Module, batches: Iterable[Any], layers: Mapping[str, nn.Module] | None = None
+    module: nn.Module,
+    batches: Iterable[Any],
+    layers: Mapping[str, nn.Module] | None = None,
+    *,
+    running: bool = False,
 ) -> dict[str, LayerStatistics]:
     """The statistics of each normalization layer's inputs over the batches of model inputs, by the layer's name.
 
@@ -65,6 +73,7 @@ def collect(
         module: whatever the batches are for.
         batches: its inputs, where the module is.
         layers: of the module, by name; those that `normalizing` finds if None.
+        running: whether layers normalize by their running statistics instead, as in evaluation mode.
 
     Raises:
         ValueError: there are no batches.
@@ -83,7 +92,7 @@ def collect(
 
         return hook
 
-    with _own_statistics(module, watched), torch.no_grad():
+    with _own_statistics(module, {} if running else watched), torch.no_grad():
         hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
         try:
             for inputs in chain(first, batches):
@@ -125,18 +134,25 @@ def buffers(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
     }
 
 
-def update(module: nn.Module, batches: Iterable[Any]) -> None:
+def update(module: nn.Module, batches: Iterable[Any], *, exact: bool = False) -> None:
     """Sets the module's BatchNorm statistics to those of its layers' inputs over the batches, in place.
 
-    The mean and the unbiased variance over all examples are exact, whatever the sizes of the batches. A batch is what
-    the module takes, or a tuple or list that begins with it; it is brought to the module's device. Frozen layers, in
-    evaluation mode within a model in training mode or with parameters that require no gradient, stay as they are. The
-    vectors of spectral normalization are computed from the weights. Nothing changes if it fails.
+    They are the mean and the unbiased variance over all examples together. A layer behind another one sees what the
+    other makes of each batch by the batch's own statistics, as in training, so that its inputs depend on which examples
+    share a batch. With `exact`, further passes normalize by the statistics of the pass before until these no longer
+    change: as many passes more as there are layers, at most. Then the statistics are those of the inputs in
+    predictions, whatever the size and the order of the batches.
+
+    A batch is what the module takes, or a tuple or list that begins with it; it is brought to the module's device.
+    Frozen layers, in evaluation mode within a model in training mode or with parameters that require no gradient, stay
+    as they are. The vectors of spectral normalization are computed from the weights. Nothing changes if it fails.
 
     Raises:
-        TypeError: a tensor or a data set, whose elements are examples.
+        TypeError: a tensor or a data set, whose elements are examples; or batches that can be passed over only once.
         ValueError: no batches, or a layer that saw a single value per channel.
     """
+    if exact and isinstance(batches, Iterator):
+        raise TypeError("exact statistics take several passes over the batches: give a list or a loader of them")
     if isinstance(batches, Tensor | Dataset):
         raise TypeError(
             f"batches must be an iterable of batches, got {type(batches).__name__}: pass inputs.split({BATCH_SIZE}), "
@@ -144,8 +160,23 @@ def update(module: nn.Module, batches: Iterable[Any]) -> None:
         )
     module = unwrapped(module)
     device = next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
-    load(module, buffers(collect(module, (placed(inputs, device) for inputs in inputs_of(batches)))))
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def collected(*, running: bool) -> dict[str, Tensor]:
+        return buffers(collect(module, (placed(inputs, device) for inputs in inputs_of(batches)), running=running))
+
     refresh_spectral_norms(module)
+    try:
+        found = collected(running=False)
+        load(module, found)
+        for _ in normalizing(module) if exact else ():
+            last, found = found, collected(running=True)
+            load(module, found)
+            if all((found[name] - last[name]).abs().max() <= SETTLED * found[name].abs().max() for name in found):
+                break
+    except BaseException:
+        load(module, before)
+        raise
 
 
 def _seen_by(name: str, layer: nn.Module, inputs: Tensor) -> dict[str, LayerStatistics]:

@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from dswag.client.calling import Loss, called, check_loss, described, placed, scores_of
 from dswag.client.dropout import seed_dropout
 from dswag.client.labels import Labels
-from dswag.client.running_state import RunningState, normalizing, training_modes
+from dswag.client.running_state import RunningState
 from dswag.client.weights import Weights
+from dswag.core.normalization import normalizing, training_modes
 from dswag.core.parameters import Layout, unwrapped
 from dswag.core.randomness import DrawFrom
 from dswag.data.batches import LABELS

@@ -1,6 +1,7 @@
 """A Gaussian over weights: what Algorithm 1 returns (line 32) and Algorithm 2 draws from (line 2)."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dswag.core.atomic_files import replacing, save_tensors
 from dswag.core.choices import check_choice
 from dswag.core.links import Learned
+from dswag.core.normalization import normalizing
 from dswag.core.parameters import Layout, Selection
 from dswag.core.shards import Shards, split
 from dswag.posterior import density, file, parts, sampling
@@ -321,9 +323,21 @@ class GaussianPosterior:
         return replace(self, **tensors, layout=shards)
 
     def mean_into(self, module: nn.Module) -> None:
-        """Copies the mean into the module's parameters, in place."""
+        """Copies the mean into the module's parameters, in place.
+
+        Warns:
+            UserWarning: the module has layers whose running statistics, such as BatchNorm's, belong to other weights.
+        """
         part = self.part(module)
         part._own_layout.write(part.mean, module)
+        stale = list(normalizing(module, part._own_layout))
+        if stale:
+            named = f"{stale[:3]}" + (f" and {len(stale) - 3} more" if len(stale) > 3 else "")
+            warnings.warn(
+                f"the running statistics of the layers {named} belong to the weights from before: collect them with "
+                "dswag.update_batch_norm(model, batches) before you predict",
+                stacklevel=2,
+            )
 
     @contextmanager
     def sampled(

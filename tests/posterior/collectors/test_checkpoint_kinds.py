@@ -326,6 +326,7 @@ def test_weight_norm_has_weights_of_similar_names(tmp_path):
     assert set(moments_from_files(tmp_path).layout.names) == set(Layout.of(models[0]).names)
 
 
+@pytest.mark.filterwarnings("ignore:the running statistics")
 def test_tied_weights_are_found_by_the_names_that_safetensors_gives(tmp_path, models):
     for number, model in enumerate(models):
         save_model(model, tmp_path / f"step{number}.safetensors")

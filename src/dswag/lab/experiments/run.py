@@ -11,8 +11,8 @@ from torch import Tensor
 from dswag.algorithms.calibration import calibrate
 from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import collect, evaluate, explore, synchronize
-from dswag.client.running_state import normalizing
 from dswag.config import Config
+from dswag.core.normalization import normalizing
 from dswag.core.parameters import Layout
 from dswag.core.threads import default_workers
 from dswag.data.class_counts import ClassCounts

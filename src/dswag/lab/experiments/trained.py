@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dswag.algorithms.server_update import Server
 from dswag.algorithms.training import evaluate, explore, synchronize
-from dswag.client.running_state import normalizing
 from dswag.config import Config
 from dswag.core.atomic_files import held, remove_leftovers, write_text
+from dswag.core.normalization import normalizing
 from dswag.core.parameters import Layout
 from dswag.core.validation import defaults
 from dswag.engines.recorded import Recorded
