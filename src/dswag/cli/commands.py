@@ -1,6 +1,6 @@
 """What the commands do that work on runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +8,7 @@ from pathlib import Path
 from dswag.algorithms.prediction import predictive
 from dswag.cli import console
 from dswag.cli.inputs import read_images
+from dswag.cli.logging_runs import logged
 from dswag.cli.options import Calibrate, Evaluate, Predict, Report, Train
 from dswag.cli.outputs import to_json, write
 from dswag.cli.pages import page
@@ -18,11 +19,12 @@ from dswag.core.parameters import Layout
 from dswag.evaluation.metrics import Scores
 from dswag.lab.experiments.loss_landscape import points, survey
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
-from dswag.lab.experiments.run import Continuing, Evaluating, Exploring, Starting, Surveying, execute
+from dswag.lab.experiments.run import Continuing, Evaluating, Event, Exploring, Starting, Surveying, execute
 from dswag.lab.experiments.scoring import ENSEMBLE, FEDAVG, PHASE_1, Scored, metrics, prediction_seed, score_methods
 from dswag.lab.experiments.sets import sets_of
 from dswag.posterior.gaussian import GaussianPosterior
 from dswag.runs import REPORT, RunFolder, RunFolderError, Unwritten
+from dswag.runs.loggers import LOGGERS, Log
 from dswag.runs.schema import RoundRecord
 
 RUNS = Path("runs")
@@ -57,7 +59,8 @@ def _train(options: Train, recipe: Recipe, folder: RunFolder | None, place: Plac
     experiment = build(recipe, make_engine=place.make_engine, workers=options.workers, progress=True)
     folder = _new_folder(options, experiment) if folder is None else folder
     place.leader_says(str(folder.path.resolve()))
-    _run(experiment, folder, keep_answers=place.keeps_answers)
+    with nullcontext() if options.log is None else LOGGERS[options.log[0]](options.log[1]) as log:
+        _run(experiment, folder, log, keep_answers=place.keeps_answers)
     _show(folder, folder.save_report(page([folder])), as_json=options.json)
 
 
@@ -172,19 +175,20 @@ def _new_folder(options: Train, experiment: Experiment) -> RunFolder:
     return RunFolder.create(options.output, recipe, overwrite=options.overwrite)
 
 
-def _run(experiment: Experiment, folder: RunFolder, *, keep_answers: bool) -> None:
+def _run(experiment: Experiment, folder: RunFolder, log: Log | None, *, keep_answers: bool) -> None:
     """Runs the experiment to its end."""
     console.say(f"training into {folder.path}")
     try:
         with console.display() as display:
-            _follow(experiment, folder, display, keep_answers=keep_answers)
+            events = execute(experiment, folder, advance=display.advance, keep_answers=keep_answers)
+            _follow(experiment, events if log is None else logged(events, log), display)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_what_is_saved(folder)) from None
 
 
-def _follow(experiment: Experiment, folder: RunFolder, display: console.Display, *, keep_answers: bool) -> None:
+def _follow(experiment: Experiment, events: Iterable[Event], display: console.Display) -> None:
     """Runs the experiment and shows how far it is."""
-    for event in execute(experiment, folder, advance=display.advance, keep_answers=keep_answers):
+    for event in events:
         match event:
             case Starting():
                 for fault in event.faults:

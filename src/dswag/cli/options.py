@@ -66,6 +66,11 @@ class Train(Configured):
     """Continue a run that was stopped, in its folder and with its settings."""
     engine: Literal["in-process", "distributed", "flower"] = "in-process"
     """Where the clients run: in this process, in all processes that torchrun started, or on simulated Flower nodes."""
+    log: Annotated[
+        tuple[Literal["tensorboard", "mlflow"], Path] | None,
+        arg(metavar="{tensorboard,mlflow} DIR", help_behavior_hint="(optional)"),
+    ] = None
+    """Send rounds and scores to TensorBoard or MLflow as well, into this folder."""
     rank_timeout: Annotated[float, arg(metavar="FLOAT")] = 1800.0
     """Seconds that the processes of a distributed run wait for one another; choose more than a round trip takes."""
 
