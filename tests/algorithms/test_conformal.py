@@ -105,25 +105,49 @@ def test_sets_of_exchangeable_clients_cover_as_promised():
         assert own == pytest.approx(1 - alpha, abs=tolerance(found.num_examples(2), 4000, alpha) + 1 / 76)
 
 
+def coverage_by_client(x, y, parts):
+    """Of clients that train on the first quarter of their rows and hold half of it out, on the other three quarters.
+
+    Returns for each client: coverage by the threshold of all clients, by its own, its held-out and its test examples.
+    """
+    train_rows = [part[: len(part) // 4] for part in parts]
+    net, run, found = trained([(x[rows], y[rows]) for rows in train_rows], holdout=0.5)
+    outcomes = []
+    for client, part in enumerate(parts):
+        rows = part[len(part) // 4 :]
+        p = dswag.predict(net, run.posterior, x[rows], samples=5)
+        shared, own = (
+            float(covered(found.sets(p, 0.2, client=whose), y[rows]).double().mean()) for whose in (None, client)
+        )
+        outcomes.append((shared, own, found.num_examples(client), len(rows)))
+    return outcomes
+
+
+def check_what_holds(outcomes):
+    """Over all clients together by the shared threshold, and for each client by its own."""
+    for _, own, held_out, tested in outcomes:
+        assert own == pytest.approx(0.8, abs=tolerance(held_out, tested, 0.2) + 1 / held_out)
+    held_out, tested = (sum(outcome[i] for outcome in outcomes) for i in (2, 3))
+    together = sum(outcome[0] * outcome[3] for outcome in outcomes) / tested
+    assert together == pytest.approx(0.8, abs=tolerance(held_out, tested, 0.2) + 0.005)
+
+
 def test_sets_of_clients_with_skewed_labels_cover_their_mixture_and_each_client_by_its_own_counts():
-    """Dirichlet 0.3: the pooled threshold holds over all clients together, and fails for single ones."""
+    """Dirichlet 0.3, the examples of every client in random order."""
     x, y = noisy(12_000, 3)
     parts = dirichlet(y, clients=4, seed=1, concentration=0.3, min_examples=400)
     parts = [part[torch.randperm(len(part), generator=generator_for(6))] for part in parts]
-    train_x = [part[: len(part) // 4] for part in parts]
-    tests = [part[len(part) // 4 :] for part in parts]
-    net, run, found = trained([(x[rows], y[rows]) for rows in train_x], holdout=0.5)
-    shares, own, sizes = [], [], []
-    for client, rows in enumerate(tests):
-        p = dswag.predict(net, run.posterior, x[rows], samples=5)
-        shares.append(float(covered(found.sets(p, 0.2), y[rows]).double().mean()))
-        own.append(float(covered(found.sets(p, 0.2, client=client), y[rows]).double().mean()))
-        sizes.append(len(rows))
-        n = found.num_examples(client)
-        assert own[client] == pytest.approx(0.8, abs=tolerance(n, len(rows), 0.2) + 1 / n)
-    together = sum(share * size for share, size in zip(shares, sizes, strict=True)) / sum(sizes)
-    assert together == pytest.approx(0.8, abs=tolerance(found.num_examples(), sum(sizes), 0.2) + 0.005)
-    assert max(shares) - min(shares) > 0.06  # what the mean over the clients hides; a share has an error of 0.01
+    check_what_holds(coverage_by_client(x, y, parts))
+
+
+def test_a_shared_threshold_does_not_cover_a_client_whose_labels_are_harder():
+    """A quarter of the clients has labels by chance alone: of three equally likely classes sets hold too few."""
+    x, y = noisy(8000, 3)
+    y[:2000] = torch.randint(3, (2000,), generator=generator_for(7))
+    outcomes = coverage_by_client(x, y, list(torch.arange(8000).split(2000)))
+    check_what_holds(outcomes)
+    (by_chance, *others) = (shared for shared, *_ in outcomes)
+    assert by_chance < 0.7 < 0.8 < min(others)
 
 
 @pytest.mark.parametrize("score", ["absolute", "normalized"])
