@@ -1,5 +1,6 @@
 """Calibration picks the scales and the temperature that a slow search over the same grid picks."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from dswag import Config, GaussianPosterior, InProcess, Layout, calibrate, ensem
 from dswag.algorithms import calibration
 from dswag.algorithms.calibration import DRAWS, TEMPERATURES
 from dswag.algorithms.training import evaluate
-from dswag.client.calibration import CalibrateResult, SummedGains
+from dswag.client.calibration import CalibrateResult, Gains, SummedGains
 from dswag.core.randomness import DrawFrom, derive_seed, generator_for
 from dswag.data import datasets
 from dswag.data.holdout import split
@@ -21,10 +22,14 @@ from dswag.data.partition import dirichlet
 CONFIG = Config(clients=3, rounds=8, explore_epochs=4, snapshots_per_cycle=2, batch_size=10, holdout=0.3, seed=2)
 
 
+PAIRS = ((1.0, 1.0), (0.1, 0.1), (1.0, 0.0))
+
+
 @pytest.fixture(autouse=True)
 def few_scales(monkeypatch):
     """A grid that a slow search gets through quickly."""
-    monkeypatch.setattr(calibration, "SCALES", (1.0, 0.1, 0.0))
+    monkeypatch.setattr(calibration, "PAIRS", PAIRS)
+    monkeypatch.setattr(calibration, "SCALES", (1.0, 0.1))
 
 
 def held_out(clients, config=CONFIG):
@@ -33,43 +38,45 @@ def held_out(clients, config=CONFIG):
 
 
 def slow_search(model, posterior, clients, engine):
-    """Candidates by `predict` on the held-out examples of all clients together: scales first, temperature then."""
+    """Scales and temperature at once, by `predict` on the held-out examples of all clients together."""
     inputs, targets = held_out(clients)
+    seed, n = derive_seed(CONFIG.seed, 4), len(targets)
 
     def losses(candidate):
-        seed = derive_seed(CONFIG.seed, 4)
         probabilities = predict(model, candidate, inputs, samples=DRAWS, seed=seed, engine=engine).double()
         return F.cross_entropy(probabilities.log(), targets, reduction="none")
 
-    def best(candidates):
-        found = [losses(candidate) for candidate in candidates]
-        winner = min(range(len(found)), key=lambda i: found[i].mean())
-        gain = found[0] - found[winner]
-        significant = gain.mean() > 2 * gain.std() / len(gain) ** 0.5
-        return candidates[winner] if significant else candidates[0]
+    def best(scales):
+        within, between = scales
+        scaled = replace(posterior, within_scale=within, between_scale=between)
+        found = {t: losses(replace(scaled, temperature=t)) for t in TEMPERATURES}
+        cost = {t: found[t].sum() + 300 * (1 - n / 1000) * math.log(t) ** 2 for t in TEMPERATURES}
+        temperature = min(cost, key=cost.get)
+        return replace(scaled, temperature=temperature), found[temperature], cost[temperature]
 
-    pairs = [(within, between) for within in calibration.SCALES for between in calibration.SCALES]
-    scaled = best([replace(posterior, within_scale=w, between_scale=b) for w, b in pairs])
-    return best([replace(scaled, temperature=temperature) for temperature in TEMPERATURES])
+    mean, mean_losses, mean_cost = best((0.0, 0.0))
+    drawn, drawn_losses, drawn_cost = min(map(best, PAIRS), key=lambda found: found[2])
+    error = (mean_losses - drawn_losses).std() / n**0.5
+    return drawn if (mean_cost - drawn_cost) / n > error else mean
 
 
 def test_calibration_finds_what_a_slow_search_finds(make_model, make_clients):
     model, clients = make_model(), make_clients((60, 90, 40))
     run = train(model, clients, CONFIG)
     found = []
-    for spread in (1.0, 30.0):
+    for spread in (1.0, 5.0, 30.0):
         deviations, inner = spread * run.posterior.deviations, spread * run.posterior.deviations_within
         posterior = replace(run.posterior, deviations=deviations, deviations_within=inner)
         fitted = calibrate(run.engine, posterior, CONFIG)
         expected = slow_search(model, posterior, clients, run.engine)
         found.append((fitted.within_scale, fitted.between_scale, fitted.temperature))
         assert found[-1] == (expected.within_scale, expected.between_scale, expected.temperature)
-    assert found[0] != found[1]
+    assert len(set(found)) > 1
 
 
 def test_scale_and_temperature_both_move_where_both_are_wrong(make_model, make_clients):
     """Columns that destroy the model, around weights too small: the scales gain more than any temperature."""
-    model, clients = make_model(), make_clients((60, 90, 40))
+    model, clients = make_model(), make_clients((600, 900, 400))
     run = train(model, clients, CONFIG)
     drift = 3 * torch.randn(run.posterior.deviations.shape, generator=generator_for(1))
     wide = replace(
@@ -87,7 +94,7 @@ def test_scale_and_temperature_both_move_where_both_are_wrong(make_model, make_c
 
 def test_an_overconfident_posterior_is_softened(make_model, make_clients):
     """Weights ten times too large call for a high temperature, whatever the scales."""
-    model, clients = make_model(), make_clients((60, 90, 40))
+    model, clients = make_model(), make_clients((600, 900, 400))
     run = train(model, clients, CONFIG)
     loud = GaussianPosterior(
         10 * run.theta, 1e-8 + 0 * run.posterior.variance, 1e-4 * run.posterior.deviations, count=6
@@ -123,22 +130,43 @@ def test_scales_are_those_to_draw_with_at_the_settings_own_scale(make_model, mak
         large = replace(posterior, **{name: size**exponent * tensors[name] for name, exponent in power.items()})
         fitted = calibrate(InProcess(model, clients), large, replace(CONFIG, scale=settings))
         found.append((fitted.within_scale, fitted.between_scale))
-    assert found[0] == found[1] != (1.0, 1.0)
-    assert found[2] == (1.0, 1.0)  # the settings leave no covariance to scale
+    assert found[0] == found[1] == (0.0, 0.0)
+    assert found[2] == (0.0, 0.0)  # the settings leave no covariance to scale
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 40])
+@pytest.mark.parametrize("n", [1000, 1001, 2000])
 @pytest.mark.parametrize("shift", [0.99, 1.01])
-def test_a_gain_counts_from_two_standard_errors_of_the_mean_on(n, shift):
-    """With the standard error that SciPy has, from n - 1."""
-    gains = torch.randn(n, generator=generator_for(n)).double()
-    gains += shift * 2 * stats.sem(gains) - gains.mean()
-    sums, squares = (torch.tensor([0.0, float(values.sum()), -1.0]) for values in (gains, gains.square()))
-    assert calibration._best(sums, squares, n) == int(shift > 1)
+def test_draws_must_gain_a_standard_error_of_the_mean(n, shift):
+    """With the standard error that SciPy has, from n - 1, at the temperatures that are best for each."""
+    gain = torch.randn(n, generator=generator_for(n)).double()
+    gain += shift * stats.sem(gain) - gain.mean()
+    rest = torch.zeros(len(TEMPERATURES) - 3, n, dtype=torch.float64) - 10
+    first = torch.cat([torch.zeros(3, n, dtype=torch.float64), rest])  # gains of the mean, best at the second
+    first[1] = 0.01
+    draws = torch.cat([torch.zeros(3, n, dtype=torch.float64), rest])  # best at the third
+    draws[2] = first[1] + gain
+    losses = -torch.stack([first, draws])
+    squares = torch.stack([(losses[0] - of_group[:, None]).square().sum(2) for of_group in losses])
+    found = calibration._best(Gains(n, -losses.sum(2), squares))
+    assert found == ((1, 2) if shift > 1 else (0, 1))
 
 
-def test_a_single_held_out_example_decides_nothing():
-    assert calibration._best(torch.tensor([0.0, 5.0]), torch.tensor([0.0, 25.0]), 1) == 0
+def test_a_single_held_out_example_decides_for_the_mean():
+    sums = torch.tensor([[0.0] * len(TEMPERATURES), [5.0] * len(TEMPERATURES)], dtype=torch.float64)
+    squares = (sums**2)[..., None].expand(-1, -1, len(TEMPERATURES))
+    assert calibration._best(Gains(1, sums, squares)) == (0, 0)
+
+
+@pytest.mark.parametrize(("n", "tempered"), [(50, False), (2000, True)])
+def test_few_held_out_examples_keep_the_temperature_near_1(n, tempered):
+    """The same small gain of each example."""
+    hot = TEMPERATURES.index(2.0)
+    sums = torch.full((1, len(TEMPERATURES)), -1.0 * n, dtype=torch.float64)
+    sums[0, 0], sums[0, hot] = 0, 0.05 * n
+    assert calibration._best(Gains(n, sums, (sums**2 / n)[..., None].expand(1, -1, len(TEMPERATURES)))) == (
+        0,
+        hot if tempered else 0,
+    )
 
 
 class Digits(nn.Sequential):
@@ -202,7 +230,7 @@ def test_a_posterior_without_a_part_within_has_one_scale(make_model, make_client
     posterior = train(model, clients, config).posterior
     assert posterior.variance_within is None
     fitted = calibrate(InProcess(model, clients), replace(posterior, deviations=1000 * posterior.deviations), config)
-    assert (fitted.within_scale, fitted.between_scale) == (1.0, 0.0)
+    assert (fitted.within_scale, fitted.between_scale) == (0.0, 0.0)
 
 
 def test_scales_and_temperature_survive_a_file(tmp_path, make_model, make_clients):

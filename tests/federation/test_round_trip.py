@@ -88,7 +88,7 @@ CONFORMAL = ConformalTask(
     index=0, client=5, occasion="scores", batch_size=2, draws=DRAWS, temperature=1.0, scoring=Scoring(resolution=0.25)
 )
 SCORED = ConformalResult(index=0, client=5, counts=torch.tensor([1, 0, 3]))
-CALIBRATED = CalibrateResult(index=0, client=5, num_examples=3, gains=-GRID, squares=GRID)
+CALIBRATED = CalibrateResult(index=0, client=5, num_examples=3, gains=-GRID, squares=GRID[..., None].expand(2, 3, 3))
 SEEN = StatisticsResult(index=0, client=5, statistics=({"1": layer()}, {"1": layer()}))
 EVALUATED = EvaluateResult(
     index=0, client=5, num_examples=3, loss_sum=1.5, loss_weight=3.0, num_correct=2, calibration_error=0.25
@@ -162,8 +162,8 @@ FAULTS = [
     (CONFORMAL, replace(SCORED, counts=SCORED.counts[None]), "counts must have one axis"),
     (CALIBRATE, replace(CALIBRATED, num_examples=-1), "num_examples .* got -1"),
     (CALIBRATE, replace(CALIBRATED, gains=GRID.T), r"gains must have shape \[2, 3\], got \[3, 2\]"),
-    (CALIBRATE, replace(CALIBRATED, squares=GRID[:1]), r"squares must have shape \[2, 3\], got \[1, 3\]"),
-    (CALIBRATE, replace(CALIBRATED, squares=-GRID), "squares must be at least 0, got -1"),
+    (CALIBRATE, replace(CALIBRATED, squares=GRID), r"squares must have shape \[2, 3, 3\], got \[2, 3\]"),
+    (CALIBRATE, replace(CALIBRATED, squares=-CALIBRATED.squares), "squares must be at least 0, got -1"),
     (CALIBRATE, replace(CALIBRATED, gains=GRID * math.nan), "it is not finite: gains"),
 ]
 

@@ -1,16 +1,14 @@
 """Fits the scales of the covariance and the temperature of the predictions, where the data are.
 
 Under label skew the scatter between clients is their drift from one another more than uncertainty. The paper's
-covariance has both its parts, within and between clients, at scale 1; here both scales, and a temperature, are those
-with which averaged predictions fit examples best that no client trained on. Only sums of losses leave a client.
+covariance has both its parts, within and between clients, at scale 1; here scales and a temperature are those with
+which averaged predictions fit examples best that no client trained on. Only sums of losses leave a client.
 """
 
 import math
 from dataclasses import replace
-from itertools import product
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from dswag.client import batch_norm
@@ -24,39 +22,59 @@ from dswag.federation.round_trip import round_trip
 from dswag.posterior.draws import Draws
 from dswag.posterior.gaussian import GaussianPosterior
 
-SCALES = (1.0, 0.3, 0.1, 0.03, 0.0, 3.0)
-TEMPERATURES = (1.0, *(2 ** (step / 8) for step in range(-8, 9) if step))
-"""What is tried, the paper's 1 first: it stays where nothing is better."""
+SCALES = (1.0, 0.3, 0.1, 3.0)
+"""Of the whole covariance, where no part within clients is known."""
 
-SIGNIFICANCE = 2.0
-"""Standard errors of its mean gain by which something else must beat the paper's 1: held-out examples are few."""
+PAIRS = ((1.0, 1.0), (0.3, 0.3), (3.0, 3.0), (1.0, 0.0), (0.3, 0.0))
+"""Of the parts within and between clients."""
+
+TEMPERATURES = (1.0, *(2 ** (step / 8) for step in range(-8, 9) if step))
+
+SIGNIFICANCE = 1.0
+"""Standard errors of its gain by which draws must beat the mean: held-out examples are few."""
+
+FEW, PENALTY = 1000, 300.0
+"""With fewer held-out examples than these, (ln T)² costs up to so many nats in all."""
 
 DRAWS = 10
-"""Draws averaged for each pair of scales."""
+"""Draws averaged for each scale: with those of the mean, at most 51 in all."""
 
 
 def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> GaussianPosterior:
-    """The posterior with the scales, and then the temperature, that give the held-out examples the lowest NLL.
+    """The posterior with the scale and the temperature that together give the held-out examples the lowest NLL.
 
-    They are chosen from a grid, and stay at 1, as in the paper, unless the gain is significant: more than two standard
-    errors of its mean over the examples. If no part within clients is known, one scale for the whole covariance is
-    fitted. The scales go with the settings' own `scale`, at which they were tried.
+    Each scale on the grid, 0 included, is tried at its own best temperature. The scale is 0, the mean alone, unless the
+    gain of another is above a standard error. If the parts within and between clients are known apart, each has a
+    scale. Few held-out examples keep the temperature near 1. The scales go with the settings' own `scale`, at which
+    they were tried.
 
     Raises:
         ValueError: no examples were held out.
     """
-    inner = SCALES if posterior.variance_within is not None else (1.0,)
+    pairs = PAIRS if posterior.variance_within is not None else [(scale, scale) for scale in SCALES]
     candidates = [
         replace(posterior, within_scale=within, between_scale=between, temperature=1.0)
-        for within, between in product(inner, SCALES)
+        for within, between in ((0.0, 0.0), *pairs)
     ]
-    draws = tuple(
-        candidate.draws(derive_seed(config.seed, 4), DRAWS, scale=config.predict.scale) for candidate in candidates
-    )
-    gains = held_out_gains(engine, posterior, draws, TEMPERATURES, config)
-    group = _best(gains.sums[:, 0], gains.squares[:, 0], gains.num_examples)
-    hotter = _best(*gains.by_temperature(group), gains.num_examples)
-    return replace(candidates[group], temperature=TEMPERATURES[hotter])
+    seed = derive_seed(config.seed, 4)
+    numbers = [1, *[DRAWS] * len(pairs)]
+    draws = tuple(c.draws(seed, n, scale=config.predict.scale) for c, n in zip(candidates, numbers, strict=True))
+    group, temperature = _best(held_out_gains(engine, posterior, draws, TEMPERATURES, config))
+    return replace(candidates[group], temperature=TEMPERATURES[temperature])
+
+
+def _best(gains: Gains) -> tuple[int, int]:
+    """The group and the temperature with the lowest penalized NLL if that is significant; else the first group's."""
+    n = max(gains.num_examples, 1)
+    penalty = PENALTY * max(0.0, 1 - n / FEW) * torch.tensor(TEMPERATURES, dtype=torch.float64).log().square()
+    costs = penalty - gains.sums
+    temperatures = costs.argmin(1).tolist()
+    group = int(costs.min(1).values.argmin())
+    here, there = temperatures[0], temperatures[group]
+    gain = float(gains.sums[group, there] - gains.sums[0, here]) / n
+    error = math.sqrt(max(float(gains.squares[group, there, here]) / n - gain**2, 0.0) / max(n - 1, 1))
+    lowered = float(costs[0, here] - costs[group, there]) / n
+    return (group, there) if n > 1 and lowered > SIGNIFICANCE * error else (0, here)
 
 
 def held_out_gains(
@@ -106,13 +124,3 @@ def refreshed_buffers(
     )
     rows = {name: torch.stack([of_draw[name] for of_draw in statistics]) for name in statistics[0]}
     return prefixed("buffer", rows)
-
-
-def _best(sums: Float64[Tensor, "n"], squares: Float64[Tensor, "n"], num_examples: int) -> int:
-    """The candidate with the largest mean gain if that is significant, otherwise the first, the paper's."""
-    if num_examples < 2:  # one example's gain has no error that could be known
-        return 0
-    best = int(sums.argmax())
-    gain = float(sums[best]) / num_examples
-    error = math.sqrt(max(float(squares[best]) / num_examples - gain**2, 0.0) / (num_examples - 1))
-    return best if gain > SIGNIFICANCE * error else 0

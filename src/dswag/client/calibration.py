@@ -25,12 +25,9 @@ class CalibrateResult(Result):
 
     num_examples: int
     gains: Float64[Tensor, "g t"]
-    """Sums of how much lower the negative log likelihood is than that of a reference.
-
-    At the first temperature it is that of the first group; at others, that of the same group at the first one.
-    """
-    squares: Float64[Tensor, "g t"]
-    """Sums of the squares of each example's gain."""
+    """Sums of how much lower the negative log likelihood is than that of the first group at the first temperature."""
+    squares: Float64[Tensor, "g t u"]
+    """Sums of the squares of each example's gain over the first group, where that has the u-th temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +64,14 @@ class CalibrateTask(Task):
             averaged = total / draws.count
             nll.append([nll_of_rows(temper(averaged, temperature), targets) for temperature in self.temperatures])
         losses = torch.stack([torch.stack(of_group) for of_group in nll]).cpu()
-        gains = losses[:, :1] - losses
-        gains[:, 0] = losses[0, 0] - losses[:, 0]
+        gains = losses[0, 0] - losses
+        squares = [(losses[0] - of_group[:, None]).square().sum(2) for of_group in losses]
         return CalibrateResult(
             index=self.index,
             client=self.client,
             num_examples=gains.shape[2],
             gains=gains.sum(2),
-            squares=gains.square().sum(2),
+            squares=torch.stack(squares),
         )
 
     def validated(self, result: Any, payload: Payload) -> Any:
@@ -82,7 +79,7 @@ class CalibrateTask(Task):
         grid = (len(self.draws), len(self.temperatures))
         check_count("num_examples", result.num_examples, least=0)
         check_tensor("gains", result.gains, grid, torch.float64)
-        check_tensor("squares", result.squares, grid, torch.float64, least=0)
+        check_tensor("squares", result.squares, (*grid, len(self.temperatures)), torch.float64, least=0)
         return result
 
 
@@ -92,14 +89,9 @@ class Gains:
 
     num_examples: int
     sums: Float64[Tensor, "g t"]
-    """Over the first group at the first temperature, and over the same group at the first one, as in the result."""
-    squares: Float64[Tensor, "g t"]
-
-    def by_temperature(self, group: int) -> tuple[Float64[Tensor, "t"], Float64[Tensor, "t"]]:
-        """A group's sums and sums of squares, all over the group itself at the first temperature, where both are 0."""
-        sums, squares = self.sums[group].clone(), self.squares[group].clone()
-        sums[0] = squares[0] = 0
-        return sums, squares
+    """Over the first group at the first temperature."""
+    squares: Float64[Tensor, "g t u"]
+    """Over the first group at the u-th temperature."""
 
 
 class SummedGains:
