@@ -64,9 +64,10 @@ def test_calibration_finds_what_a_slow_search_finds(make_model, make_clients):
     model, clients = make_model(), make_clients((60, 90, 40))
     run = train(model, clients, CONFIG)
     found = []
-    for spread in (1.0, 5.0, 30.0):
+    for loudness, spread in ((1.0, 1.0), (10.0, 1.0), (1.0, 30.0)):
         deviations, inner = spread * run.posterior.deviations, spread * run.posterior.deviations_within
-        posterior = replace(run.posterior, deviations=deviations, deviations_within=inner)
+        mean = loudness * run.posterior.mean
+        posterior = replace(run.posterior, mean=mean, deviations=deviations, deviations_within=inner)
         fitted = calibrate(run.engine, posterior, CONFIG)
         expected = slow_search(model, posterior, clients, run.engine)
         found.append((fitted.within_scale, fitted.between_scale, fitted.temperature))
