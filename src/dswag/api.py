@@ -97,10 +97,10 @@ def train(
     layout = layout or Layout.of(model)
     theta = layout.flatten(model)
     history = []
-    for done in synchronize(engine, Server(theta), config):
+    for done in synchronize(engine, Server(theta, layout=layout), config):
         theta = done.theta
         history.append(done.summary())
-    posterior = explore(engine, theta, config, collect(theta, config, layout)).fold.finish()
+    posterior = explore(engine, theta, config, collect(theta, config, layout), layout=layout).fold.finish()
     posterior = replace(posterior, link=link)
     if config.calibration.calibrate:
         posterior = calibrate(engine, posterior, config)

@@ -513,7 +513,7 @@ def test_work_that_no_engine_knows_is_done_on_nodes_as_in_this_process(make_fede
 
 
 def test_work_that_a_node_has_not_imported_is_refused():
-    content = records.request(records.to_arrays({}), [train_task(0, 0)])
+    content = records.request(records.to_records({}), [train_task(0, 0)])
     content.config_records["request"]["kind"] = "os.system"
     with pytest.raises(records.RecordError, match=r"this node knows no work os.system: import the module"):
         records.read_request(content)
@@ -536,7 +536,7 @@ def test_training_is_not_done_where_the_mods_do_not_see_it(make_federation):
 
 
 def test_a_task_of_a_newer_version_is_refused_by_the_node():
-    content = records.request(records.to_arrays({}), [train_task(0, 0)])
+    content = records.request(records.to_records({}), [train_task(0, 0)])
     text = json.loads(content.config_records["request"]["tasks"][0])
     content.config_records["request"]["tasks"] = [json.dumps({**text, "quantize": 4}, separators=(",", ":"))]
     with pytest.raises(records.RecordError, match=r"another version than the server's, it does not know .*quantize"):
@@ -556,7 +556,7 @@ TASKS = [
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_tasks_arrive_as_they_were(task):
-    content = records.request(records.to_arrays({}), [task])
+    content = records.request(records.to_records({}), [task])
     assert records.read_request(content) == ({}, [task])
 
 

@@ -18,6 +18,7 @@ from dswag.config import Config
 from dswag.core.randomness import derive_seed
 from dswag.federation.contract import Engine, Part
 from dswag.federation.folds import prefixed
+from dswag.federation.layouts import with_layout
 from dswag.federation.round_trip import round_trip
 from dswag.posterior.draws import Draws
 from dswag.posterior.gaussian import GaussianPosterior
@@ -105,7 +106,7 @@ def held_out_gains(
         )
         for client in range(engine.num_clients)
     ]
-    payload = {**posterior.tensors(), **buffers}
+    payload = {**with_layout(posterior.tensors(), posterior.layout), **buffers}
     return round_trip(engine, payload, tasks, SummedGains(), minimum=enough).fold.result()
 
 
@@ -115,7 +116,7 @@ def refreshed_buffers(
     """BatchNorm statistics of all draws from what the clients train on, for a payload: a row for each draw."""
     statistics = refresh(
         engine,
-        posterior.tensors(),
+        with_layout(posterior.tensors(), posterior.layout),
         seed=draws[0].seed,
         max_examples=config.predict.batch_norm_examples,
         draws=draws,

@@ -19,6 +19,7 @@ from dswag.core.arrays import as_tensor
 from dswag.core.conformal_scores import ConformalScore, Scoring, threshold
 from dswag.core.randomness import derive_seed
 from dswag.federation.contract import Engine, Part
+from dswag.federation.layouts import with_layout
 from dswag.federation.round_trip import round_trip
 from dswag.posterior.gaussian import GaussianPosterior
 
@@ -73,7 +74,8 @@ def conformal(
         for client in range(engine.num_clients)
     ]
     enough = config.enough_of(engine.num_clients)
-    counts = round_trip(engine, {**posterior.tensors(), **buffers}, tasks, CountedScores(), minimum=enough).fold
+    payload = {**with_layout(posterior.tensors(), posterior.layout), **buffers}
+    counts = round_trip(engine, payload, tasks, CountedScores(), minimum=enough).fold
     return Conformal(scoring, counts.result())
 
 

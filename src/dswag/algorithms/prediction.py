@@ -21,6 +21,7 @@ from dswag.core.threads import default_workers, ordered_map
 from dswag.data.batches import groups
 from dswag.federation.contract import Engine, Payload
 from dswag.federation.folds import prefixed
+from dswag.federation.layouts import with_layout
 from dswag.federation.local_update import Precision
 from dswag.posterior.combining import MixturePosterior
 from dswag.posterior.draws import Draws, Kind
@@ -365,4 +366,5 @@ def _refresh(
             "engine=..., so that the clients refresh them for every draw (Algorithm 2, line 3)"
         )
     seed, asked = (0, ()) if draws is None else (draws.seed, (draws,))
+    payload = with_layout(payload, layout)
     return refresh(engine, payload, seed=seed, max_examples=max_examples, draws=asked, precision=precision)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dswag.config import Config
+from dswag.core.parameters import Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,8 @@ class Server:
     """m_t of the server's optimizer; None if it has none."""
     second_moment: Float[Tensor, "d"] | None = field(default=None, repr=False)
     """v_t of an adaptive optimizer; None if it has none."""
+    layout: Layout | None = field(default=None, repr=False)
+    """Where each parameter lies in θ; as in the clients' own models if None."""
     first_loss: float | None = None
     """Mean training loss of the first round, with which later ones are compared; None before it."""
 

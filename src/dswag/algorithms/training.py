@@ -21,6 +21,7 @@ from dswag.federation.aggregation import aggregator
 from dswag.federation.client_sampling import sample_clients
 from dswag.federation.contract import Engine, FoldT
 from dswag.federation.folds import prefixed
+from dswag.federation.layouts import with_layout
 from dswag.federation.round_trip import Missing, RoundTrip, round_trip
 from dswag.posterior.moments import Moments
 from dswag.posterior.robust_moments import RobustMoments
@@ -78,7 +79,7 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
     last_rate = phase.learning_rate if phase.final_learning_rate is None else phase.final_learning_rate
     rates = schedules.linear(phase.learning_rate, last_rate, phase.rounds * phase.local_epochs)
     state = start
-    if state.round and _reached(config, _accuracy(engine, state.theta, config)):
+    if state.round and _reached(config, _accuracy(engine, state, config)):
         return
     for t in range(state.round, phase.rounds):  # l. 3
         theta = state.theta
@@ -87,12 +88,13 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
         tasks = _train_tasks(config, clients, rates_t, (phase.local_epochs,), phase=1, round=t)
         update = aggregator(rule.aggregation, theta, byzantine=rule.byzantine, clip_update=rule.clip_update)
         enough = config.enough_of(len(tasks), phase=1)
-        done = round_trip(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 5-11
+        payload = with_layout({"theta": theta}, state.layout)
+        done = round_trip(engine, payload, tasks, update, minimum=enough)  # l. 5-11
         aggregate = done.fold.result()
         first_loss = aggregate.loss if state.first_loss is None else state.first_loss
         state = replace(server_update.step(state, aggregate.theta, config), first_loss=first_loss)  # l. 12
         _check_divergence(state, aggregate.loss, rates_t[-1], config)
-        accuracy = _accuracy(engine, state.theta, config)
+        accuracy = _accuracy(engine, state, config)
         yield Round(
             number=state.round,
             clients=clients,
@@ -107,13 +109,16 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
             return  # Section 6.1
 
 
-def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector: FoldT) -> RoundTrip[FoldT]:
+def explore(
+    engine: Engine, theta: Float[Tensor, "d"], config: Config, collector: FoldT, *, layout: Layout | None = None
+) -> RoundTrip[FoldT]:
     """Phase 2: sampled clients continue from θ_T; the collector takes in their last snapshots as they come.
 
     As printed, every client continues alone (`explore_rounds` = 1). With more round trips, the explorers are averaged
     after each but the last, by the rule of line 12, and continue from there together.
 
     The collector is the `fold` of the round trip that is returned; its bytes and missing clients are those of all.
+    The layout says where each parameter lies in θ; as in the clients' own models if None.
 
     Raises:
         ClientError, TooFewClientsError: from `round_trip`.
@@ -126,14 +131,14 @@ def explore(engine: Engine, theta: Float[Tensor, "d"], config: Config, collector
         tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=number)
         update = aggregator(rule.aggregation, theta, byzantine=rule.byzantine, clip_update=rule.clip_update)
         enough = config.enough_of(len(tasks), phase=1)
-        together = round_trip(engine, {"theta": theta}, tasks, update, minimum=enough)  # l. 17-23
+        together = round_trip(engine, with_layout({"theta": theta}, layout), tasks, update, minimum=enough)  # l. 17-23
         theta = together.fold.result().theta  # l. 12
         missing += together.missing
         bytes_down, bytes_up = bytes_down + together.bytes_down, bytes_up + together.bytes_up
     rates, snapshots = plan[-1]
     tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=len(plan) - 1)
     enough = config.enough_of(len(tasks), phase=2)
-    done = round_trip(engine, {"theta": theta}, tasks, collector, minimum=enough)  # l. 17-24
+    done = round_trip(engine, with_layout({"theta": theta}, layout), tasks, collector, minimum=enough)  # l. 17-24
     return replace(
         done,
         missing=(*missing, *done.missing),
@@ -155,9 +160,12 @@ def collect(theta: Float[Tensor, "d"], config: Config, layout: Layout | None = N
     return RobustMoments(theta, kept.moments, byzantine=config.server.byzantine, rank=kept.rank, layout=layout)
 
 
-def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evaluation:
-    """Mean loss and accuracy of θ on all clients' training examples; each client evaluates its own."""
-    payload = {"theta": theta}
+def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config, *, layout: Layout | None = None) -> Evaluation:
+    """Mean loss and accuracy of θ on all clients' training examples; each client evaluates its own.
+
+    The layout says where each parameter lies in θ; as in the clients' own models if None.
+    """
+    payload = with_layout({"theta": theta}, layout)
     part, enough = config.training_part, config.enough_of(engine.num_clients)
     (statistics,) = refresh(
         engine, payload, seed=config.seed, max_examples=config.predict.batch_norm_examples, part=part, minimum=enough
@@ -172,10 +180,10 @@ def evaluate(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> Evalu
     ).fold.result()
 
 
-def _accuracy(engine: Engine, theta: Float[Tensor, "d"], config: Config) -> float | None:
+def _accuracy(engine: Engine, state: Server, config: Config) -> float | None:
     if config.train.stop_accuracy is None:
         return None
-    accuracy = evaluate(engine, theta, config).accuracy
+    accuracy = evaluate(engine, state.theta, config, layout=state.layout).accuracy
     if accuracy is None:
         raise ValueError("stop_accuracy takes scores [b, c] and the class of each example, to count those that agree")
     return accuracy

@@ -9,6 +9,7 @@ from dswag.client.replica import Workspace
 from dswag.data.examples import Batch
 from dswag.federation.contract import Payload, Task
 from dswag.federation.folds import prefixed, within
+from dswag.federation.layouts import in_layout_of
 from dswag.posterior.draws import Draws
 from dswag.posterior.gaussian import GaussianPosterior
 from dswag.posterior.sampling import GROUP
@@ -36,7 +37,7 @@ def loaded_in_turn(
     for number, theta in enumerate(thetas((draws,), payload), start=first):
         workspace.check_time(task)
         buffers = {name: values[number] for name, values in rows.items()}
-        workspace.load({"theta": theta, **prefixed("buffer", buffers)})
+        workspace.load({**in_layout_of(payload, theta), **prefixed("buffer", buffers)})
         yield
 
 

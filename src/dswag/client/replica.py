@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -27,6 +27,7 @@ from dswag.core.randomness import DrawFrom
 from dswag.data.batches import LABELS
 from dswag.federation.contract import ClientError, Payload, Task
 from dswag.federation.folds import within
+from dswag.federation.layouts import layout_of
 from dswag.federation.local_update import Precision
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer | tuple[Optimizer, LRScheduler]]
@@ -82,6 +83,7 @@ class Workspace:
         self.deadline = math.inf
         self.draws_randomly = True  # until a first batch shows that no layer does
         self._settled = not self.weights.channels_last
+        self._order: Int64[Tensor, d] | None = None  # of this θ in the payload's; None if it is the same
 
     def another(self) -> "Workspace":
         """A workspace like this one for another thread; parameters outside of θ share its memory."""
@@ -93,8 +95,10 @@ class Workspace:
 
     def load(self, payload: Payload) -> None:
         """Sets θ, and the buffers: to those in the payload, otherwise to the model's own, or what θ makes of them."""
-        self.layout.check(payload["theta"])
-        self.weights.load(payload["theta"])
+        theirs = layout_of(payload) or self.layout
+        theirs.check(payload["theta"])
+        self._order = None if theirs == self.layout else self._order_in(theirs)
+        self.weights.load(payload["theta"] if self._order is None else payload["theta"][self._order])
         self.state.load(within("buffer", payload))
 
     def train(self) -> None:
@@ -107,8 +111,26 @@ class Workspace:
         self.module.eval()
 
     def snapshot(self) -> Float[Tensor, "d"]:
-        """A copy of θ."""
-        return self.weights.snapshot()
+        """A copy of θ, in the layout in which it was loaded."""
+        theta = self.weights.snapshot()
+        return theta if self._order is None else torch.empty_like(theta).index_copy_(0, self._order, theta)
+
+    def _order_in(self, theirs: Layout) -> Int64[Tensor, "d"]:
+        """Where each coordinate of this replica's θ lies in a θ of another layout.
+
+        Raises:
+            ValueError: parameters that only one of the layouts has, named.
+        """
+        given = {id(parameter): name for name, parameter in zip(theirs.names, theirs.select(self.module), strict=True)}
+        names = [given.pop(id(parameter), None) for parameter in self.weights.parameters]
+        lacking = [name for name, found in zip(self.layout.names, names, strict=True) if found is None]
+        if lacking or given:
+            raise ValueError(
+                f"θ and the client's model must be of the same parameters: θ lacks {lacking}, the model's own θ lacks "
+                f"{list(given.values())}; give both sides the same layout"
+            )
+        places, slices = torch.arange(theirs.d, device=self.device), theirs.slices
+        return torch.cat([places[slices[name]] for name in names if name is not None])
 
     def computing_in(self, precision: Precision) -> AbstractContextManager[None]:
         """Forward passes within compute in this precision; the weights stay as they are."""

@@ -15,6 +15,7 @@ from dswag.client.work import examples_of
 from dswag.core.randomness import derive_seed
 from dswag.data.examples import ClientData
 from dswag.federation.contract import ClientError, Engine, Part, Payload, Result, Task
+from dswag.federation.layouts import in_layout_of
 from dswag.federation.local_update import Precision
 from dswag.federation.result_validation import check_count, check_tensor
 from dswag.federation.round_trip import round_trip
@@ -126,7 +127,7 @@ class StatisticsTask(Task):
                     return
 
         def collect(theta: Tensor) -> dict[str, LayerStatistics]:
-            workspace.load({"theta": theta})
+            workspace.load(in_layout_of(payload, theta))
             with workspace.computing_in(self.precision):
                 collected = batch_norm.collect(workspace.module, inputs(), workspace.normalizing)
             broken = [name for name, seen in collected.items() if not torch.isfinite(seen.mean + seen.scatter).all()]

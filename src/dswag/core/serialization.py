@@ -50,7 +50,7 @@ def unpacked(data: UInt8[Tensor, "n"]) -> dict[str, Tensor]:
 
 def as_bytes(text: str) -> UInt8[Tensor, "n"]:
     """A text as a tensor."""
-    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
 
 
 def as_text(data: UInt8[Tensor, "n"]) -> str:

@@ -15,7 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from dswag.core.serialization import as_bytes, as_text
 from dswag.federation.contract import ClientError, Payload, Result, Task
+from dswag.federation.layouts import LAYOUT
 
 OTHER_WORK = "work"
 """The action of messages with tasks that do not train; tasks that do are Flower's training messages."""
@@ -23,6 +25,9 @@ OTHER_WORK = "work"
 _BFLOAT16 = ":bfloat16"
 """Ends the name of an array that holds the bits of bfloat16, which NumPy has not."""
 
+
+Given = tuple[ArrayRecord, str]
+"""A payload: its arrays, and the text of its layout."""
 
 _LONGEST = 1000
 """Characters of what a node says that errors, histories and reports repeat."""
@@ -64,11 +69,19 @@ def to_tensors(record: ArrayRecord) -> dict[str, Tensor]:
     return tensors
 
 
-def request(payload: ArrayRecord, tasks: Sequence[Task]) -> RecordDict:
+def to_records(payload: Payload) -> Given:
+    """The payload as arrays, and its layout: that stands apart, as mods compare the arrays with what comes back."""
+    arrays = to_arrays({name: tensor for name, tensor in payload.items() if name != LAYOUT})
+    return arrays, as_text(payload[LAYOUT]) if LAYOUT in payload else ""
+
+
+def request(payload: Given, tasks: Sequence[Task]) -> RecordDict:
     """What a node is sent: the payload, and tasks of one kind."""
+    arrays, layout = payload
     (kind,) = {type(task) for task in tasks}
     texts = [_in_json(kind).dump_json(task).decode() for task in tasks]
-    return RecordDict({"payload": payload, "request": ConfigRecord({"kind": _name(kind), "tasks": texts})})
+    asked = ConfigRecord({"kind": _name(kind), "tasks": texts, "layout": layout})
+    return RecordDict({"payload": arrays, "request": asked})
 
 
 def read_request(content: RecordDict) -> tuple[Payload, list[Task]]:
@@ -81,7 +94,8 @@ def read_request(content: RecordDict) -> tuple[Payload, list[Task]]:
     foreign = [text for text, task in zip(texts, tasks, strict=True) if adapter.dump_json(task).decode() != text]
     if foreign:
         raise RecordError(f"this node's dswag is another version than the server's, it does not know {foreign[0]}")
-    return to_tensors(content.array_records["payload"]), tasks
+    layout = {LAYOUT: as_bytes(str(request["layout"]))} if request["layout"] else {}
+    return {**to_tensors(content.array_records["payload"]), **layout}, tasks
 
 
 def reply(answers: Iterable[Result | ClientError]) -> RecordDict:

@@ -6,7 +6,6 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 from torch import nn
 
@@ -79,9 +78,9 @@ class Flower:
         groups: dict[tuple[census.Resident | None, type[Task]], list[Task]] = defaultdict(list)
         for task in tasks:
             groups[homes.get(task.client), type(task)].append(task)
-        arrays, post = records.to_arrays(payload), Post(self._grid, self._timeout)
+        given, post = records.to_records(payload), Post(self._grid, self._timeout)
         answers = {
-            (home, kind): self._answers(home, group, _ask(post, home, group, arrays))
+            (home, kind): self._answers(home, group, _ask(post, home, group, given))
             for (home, kind), group in groups.items()
         }
         for task in tasks:
@@ -150,7 +149,7 @@ class Flower:
         yield from records.read_reply(reply.content, tasks)
 
 
-def _ask(post: Post, home: census.Resident | None, tasks: Sequence[Task], payload: ArrayRecord) -> Fetch:
+def _ask(post: Post, home: census.Resident | None, tasks: Sequence[Task], payload: records.Given) -> Fetch:
     """Sends a node the tasks of its clients, unless there is a reason why it could not do them."""
     if home is None:
         return lambda: "no node has it"
