@@ -11,12 +11,15 @@ import torch
 
 from dswag.config import ConfigError
 from dswag.core.atomic_files import SaveError
-from dswag.evaluation.metrics import Scores
+from dswag.core.randomness import derive_seed
+from dswag.data import holdout
+from dswag.evaluation.metrics import Scores, score
 from dswag.evaluation.out_of_distribution import Detection
+from dswag.evaluation.temperature import fit_temperature, temper
 from dswag.lab import comparison
 from dswag.lab.baselines import METHODS
 from dswag.lab.baselines.costs import Cost
-from dswag.lab.baselines.method import Method
+from dswag.lab.baselines.method import Method, Problem, complete
 from dswag.lab.comparison import (
     MEASURES,
     ComparisonError,
@@ -35,7 +38,16 @@ TINY = Recipe(clients=3, rounds=1, explore_epochs=2, samples=2, holdout=0.1, see
 
 def outcome(method="dswag", seed=0, nll=0.5):
     detection = {"entropy": Detection(0.9, 0.3)}
-    return Outcome(method, seed, Scores(0.9, nll, 0.1, 0.02, 0.03, 10), detection, 3.0, Cost(1, 2, 3, 4.0, 5), 0.5)
+    return Outcome(
+        method,
+        seed,
+        Scores(0.9, nll, 0.1, 0.02, 0.03, 10),
+        Scores(0.9, nll - 0.1, 0.1, 0.01, 0.02, 10),
+        detection,
+        3.0,
+        Cost(1, 2, 3, 4.0, 5),
+        0.5,
+    )
 
 
 def test_methods_are_scored_saved_and_not_run_again(tmp_path, monkeypatch):
@@ -57,6 +69,21 @@ def test_what_was_interrupted_is_run_and_the_rest_is_kept(tmp_path):
     both = list(compare_methods(TINY, chosen(["dswag", "dswag-mean"], TINY), [4], folder))
     assert both[0].scores.nll == 123.0
     assert both[1].scores.nll < 3
+
+
+def test_the_second_scores_of_a_method_are_after_the_temperature_that_fits_what_was_held_out():
+    experiment = build(TINY)
+    clients = [experiment.dataset.train[part] for part in experiment.parts]
+    problem, method, test = Problem(experiment.model, clients, TINY), METHODS["dswag-mean"], experiment.dataset.test
+    found = comparison.measure(method, experiment, problem)
+
+    predictor, _ = complete(method, problem)
+    seeds = [derive_seed(TINY.seed, client) for client in range(len(clients))]
+    kept = [holdout.split(data, 0.1, seed)[1] for data, seed in zip(clients, seeds, strict=True)]
+    inputs, targets = (torch.cat([getattr(data, name) for data in kept]) for name in ("inputs", "targets"))
+    temperature = fit_temperature(predictor(inputs).probabilities, targets)
+    assert found.tempered == score(temper(predictor(test.inputs).probabilities, temperature), test.targets)
+    assert found.tempered != found.scores
 
 
 def test_a_method_that_fails_does_not_stop_the_others_and_is_tried_again(tmp_path):

@@ -9,15 +9,17 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Literal, Self
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from dswag.config import ConfigError, differences
 from dswag.core.atomic_files import remove_leftovers, saving, write_text
 from dswag.evaluation.metrics import Scores, score
 from dswag.evaluation.out_of_distribution import Detection, detect
+from dswag.evaluation.temperature import fit_temperature, temper
 from dswag.lab.baselines import METHODS, Method
 from dswag.lab.baselines.costs import Cost
-from dswag.lab.baselines.method import Problem, complete
+from dswag.lab.baselines.method import Predictor, Problem, complete
 from dswag.lab.experiments import foreign
 from dswag.lab.experiments.recipe import Experiment, Recipe, build
 
@@ -33,6 +35,8 @@ class Outcome:
     method: str
     seed: int
     scores: Scores
+    tempered: Scores
+    """After a temperature that was fitted to the clients' held-out examples; as they are where there are none."""
     detection: Mapping[str, Detection]
     """How well each score of uncertainty tells out-of-distribution inputs."""
     epochs: float
@@ -82,6 +86,8 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         "accuracy": Measure("accuracy (%)", lambda outcome: outcome.scores.accuracy, "higher", 100, 2),
         "nll": Measure("NLL", lambda outcome: outcome.scores.nll, "lower"),
         "ece": Measure("ECE", lambda outcome: outcome.scores.ece_equal_mass, "lower"),
+        "nll_tempered": Measure("NLL + T", lambda outcome: outcome.tempered.nll, "lower"),
+        "ece_tempered": Measure("ECE + T", lambda outcome: outcome.tempered.ece_equal_mass, "lower"),
         "brier": Measure("Brier", lambda outcome: outcome.scores.brier, "lower"),
         "auroc": Measure("AUROC", lambda outcome: outcome.detection["entropy"].auroc, "higher"),
         "fpr95": Measure("FPR95", lambda outcome: outcome.detection["entropy"].fpr95, "lower"),
@@ -161,10 +167,12 @@ def measure(method: Method, experiment: Experiment, problem: Problem) -> Outcome
     started = perf_counter()
     prediction = predictor(test.inputs)
     seconds = perf_counter() - started
+    probabilities = prediction.probabilities.cpu()
     return Outcome(
         method.name,
         problem.config.seed,
-        score(prediction.probabilities.cpu(), test.targets),
+        score(probabilities, test.targets),
+        score(temper(probabilities, _temperature(predictor, problem)), test.targets),
         detect(
             prediction, predictor(foreign.inputs(experiment.dataset, experiment.recipe.data.data_dir, progress=True))
         ),
@@ -172,6 +180,15 @@ def measure(method: Method, experiment: Experiment, problem: Problem) -> Outcome
         cost,
         seconds,
     )
+
+
+def _temperature(predictor: Predictor, problem: Problem) -> float:
+    """That with which the predictions fit the clients' held-out examples best; 1 where there are none."""
+    kept = problem.held_out_examples
+    if not kept:
+        return 1.0
+    inputs, targets = (torch.cat([getattr(data, name) for data in kept]) for name in ("inputs", "targets"))
+    return fit_temperature(predictor(inputs).probabilities.cpu(), targets.cpu())
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Spread]]:

@@ -63,14 +63,23 @@ class Problem:
     resumed: Callable[[Callable[["Trial"], Any]], "Done | None"] = lambda _: None
     """Does a part that is kept elsewhere, from where it stands there; None for one that is not."""
 
-    @cached_property
+    @property
     def training_examples(self) -> list[ClientData]:
         """The training examples of each client: all but those held out."""
+        return [training for training, _ in self._parts] if self._parts else list(self.clients)
+
+    @property
+    def held_out_examples(self) -> list[ClientData]:
+        """The examples that each client held out; no clients' where none did."""
+        return [held_out for _, held_out in self._parts]
+
+    @cached_property
+    def _parts(self) -> list[tuple[ClientData, ClientData]]:
         part = self.config.training_part
         if part is None:
-            return list(self.clients)
+            return []
         seeds = [derive_seed(part.seed, client) for client in range(len(self.clients))]
-        return [holdout.split(data, part.fraction, seed)[0] for data, seed in zip(self.clients, seeds, strict=True)]
+        return [holdout.split(data, part.fraction, seed) for data, seed in zip(self.clients, seeds, strict=True)]
 
     @property
     def num_examples(self) -> int:
