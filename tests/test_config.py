@@ -105,7 +105,7 @@ def test_every_setting_has_bad_values_here():
         ({"rounds": 0}, r"rounds must be at least 1, got 0"),
         ({"learning_rate": math.nan}, r"learning_rate must be finite, got nan"),
         ({"learning_rate": "0.1"}, r"learning_rate must be a number, got '0\.1'"),
-        ({"aggregation": "mode"}, r"aggregation must be 'mean', 'weighted-mean', .* or 'multi-krum', got 'mode'"),
+        ({"aggregation": "mode"}, r"aggregation must be 'mean', 'weighted-mean', .* or 'nnm-krum', got 'mode'"),
         (
             {"aggregation": "krum", "byzantine": 4},
             r"aggregation: krum needs at least 11 clients where 4 may be malicious, got 10: let more clients take part",

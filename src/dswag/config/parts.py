@@ -73,7 +73,17 @@ class ServerSettings:
     }
 
     aggregation: Literal[
-        "mean", "weighted-mean", "median", "trimmed-mean", "geometric-median", "krum", "multi-krum"
+        "mean",
+        "weighted-mean",
+        "median",
+        "trimmed-mean",
+        "geometric-median",
+        "krum",
+        "multi-krum",
+        "nnm-median",
+        "nnm-trimmed-mean",
+        "nnm-geometric-median",
+        "nnm-krum",
     ] = "mean"
     """How the clients' weights are combined; all but the means are robust."""
     byzantine: Share = "20%"

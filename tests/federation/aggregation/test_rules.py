@@ -109,6 +109,19 @@ def test_the_geometric_median_of_numbers_is_their_median(rows):
     assert low - slack <= found <= high + slack
 
 
+@pytest.mark.parametrize("base", ["median", "trimmed-mean", "krum", "geometric-median"])
+@pytest.mark.parametrize(("n", "f"), [(7, 1), (11, 3)])
+def test_mixing_gives_the_rule_the_mean_of_each_row_s_nearest(base, n, f):
+    rows = random_rows(n)
+    points = rows.double().numpy()
+    mixed = []
+    for point in points:
+        nearest = np.argsort(np.linalg.norm(points - point, axis=1), kind="stable")[: n - f]
+        mixed.append(points[nearest].mean(0))
+    expected = outcome(base, torch.tensor(np.array(mixed)).float(), f)
+    np.testing.assert_allclose(outcome(f"nnm-{base}", rows, f), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_far_rows_cost_the_others_no_digits():
     # Distances of about 1e-3 beside norms of 1e6: inner products around any but the anchor would cancel.
     anchor = 100 * torch.randn(500, generator=generator_for(9), dtype=torch.float64)

@@ -18,18 +18,20 @@ from dswag.federation.coordinates import AllCoordinates, Coordinates
 Total = Callable[[Tensor], Tensor]
 """Sums a small tensor over the parts of θ: where one process holds all of θ, the tensor as it is."""
 
+Function = Callable[[Rows, Float[Tensor, "d"], int, Total], Float[Tensor, "d"]]
+"""Of the rows [n, d], the θ [d] that the clients start from, how many rows may be malicious, and `total`.
+
+Given the same part [n, p] of all rows and the same part of θ, it gives that part of the outcome, as long as `total`
+sums over the parts. So several processes may each hold a part of every row, and none holds all.
+"""
+
 
 @dataclass(frozen=True)
 class Rule:
     """A function of the clients' weights that a minority of them cannot lead astray."""
 
     name: str
-    function: Callable[[Rows, Float[Tensor, "d"], int, Total], Float[Tensor, "d"]]
-    """Of the rows [n, d], the θ [d] that the clients start from, how many rows may be malicious, and `total`.
-
-    Given the same part [n, p] of all rows and the same part of θ, it gives that part of the outcome, as long as `total`
-    sums over the parts. So several processes may each hold a part of every row, and none holds all.
-    """
+    function: Function
     spare: int
     """How many more clients than twice the malicious ones there must be."""
 

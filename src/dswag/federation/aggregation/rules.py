@@ -10,19 +10,19 @@ from dswag.federation.aggregation.coordinates import median, trimmed_mean
 from dswag.federation.aggregation.geometric import geometric_median
 from dswag.federation.aggregation.krum import krum, multi_krum
 from dswag.federation.aggregation.mean import Mean
+from dswag.federation.aggregation.mixing import mixing
 from dswag.federation.aggregation.robust import Robust, Rule
 
-ROBUST: Mapping[str, Rule] = {
-    rule.name: rule
-    for rule in (
-        Rule("median", median, spare=1),
-        Rule("trimmed-mean", trimmed_mean, spare=1),
-        Rule("geometric-median", geometric_median, spare=1),
-        Rule("krum", krum, spare=3),
-        Rule("multi-krum", multi_krum, spare=3),
-    )
-}
-"""Those that withstand a minority of malicious clients."""
+_PLAIN = (
+    Rule("median", median, spare=1),
+    Rule("trimmed-mean", trimmed_mean, spare=1),
+    Rule("geometric-median", geometric_median, spare=1),
+    Rule("krum", krum, spare=3),
+    Rule("multi-krum", multi_krum, spare=3),
+)
+
+ROBUST: Mapping[str, Rule] = {rule.name: rule for rule in (*_PLAIN, *map(mixing, _PLAIN[:4]))}
+"""Those that withstand a minority of malicious clients; those named "nnm-..." after nearest-neighbor mixing."""
 
 RULES = ("mean", "weighted-mean", *ROBUST)
 """Line 12's Update by name."""
