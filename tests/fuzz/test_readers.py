@@ -6,7 +6,9 @@
 import gzip
 import io
 import json
+import shutil
 import tarfile
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+import torch.distributed.checkpoint as dcp
 from folding import fold_answers
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -23,6 +26,7 @@ from samples import LANDSCAPE, LAYOUT, METRICS, POSTERIOR
 from dswag import Config, ConfigError, GaussianPosterior, PosteriorFileError, Server
 from dswag.cli.inputs import InputError, read_images
 from dswag.client.training import TrainTask
+from dswag.core.validation import nested
 from dswag.data.class_counts import ClassCounts
 from dswag.data.formats import DataFormatError, gunzip, read_cifar, read_idx, read_idx_pair, tar_members
 from dswag.engines.recorded import Recorded
@@ -177,6 +181,27 @@ def test_a_state_dict_is_read_or_refused(state_dict, checkpoint, place, data):
             tensor.sum()
 
 
+@pytest.fixture(scope="module")
+def distributed(tmp_path_factory):
+    """A folder of torch.distributed.checkpoint."""
+    folder = tmp_path_factory.mktemp("distributed") / "checkpoint"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": {"weight": torch.ones(2, 3)}, "step": 3}, checkpoint_id=folder)
+    return folder
+
+
+@given(data=st.data())
+def test_a_folder_of_parts_is_read_or_refused(distributed, place, data):
+    folder = place / "parts"
+    shutil.copytree(distributed, folder, dirs_exist_ok=True)
+    name = data.draw(st.sampled_from([".metadata", ".metadata", "__0_0.distcp"]))
+    written(folder / name, data.draw(damaged((distributed / name).read_bytes())))
+    with or_refused_as(CheckpointFileError, "parts"):
+        for tensor in read_state_dict(folder, key="model").values():
+            tensor.sum()
+
+
 TASK = TrainTask(
     index=0,
     client=3,
@@ -200,19 +225,19 @@ class Answering:
 def answer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("answers")
     fold_answers(Recorded(Answering(), folder), {"theta": torch.zeros(8)}, [TASK], Snapshots())
-    return (folder / "00000.safetensors").read_bytes()
+    return next(folder.glob("00000-*.safetensors"))
 
 
 @given(data=st.data())
 def test_a_saved_answer_is_the_one_given_or_asked_for_again(answer, place, data):
-    written(place / "00000.safetensors", data.draw(damaged(answer)))
+    written(place / answer.name, data.draw(damaged(answer.read_bytes())))
     fold = fold_answers(Recorded(Answering(), place), {"theta": torch.zeros(8)}, [TASK], Snapshots())
     assert torch.equal(fold.result(), ANSWER.thetas)
 
 
 # ---------------------------------------------------------------------------------------------- settings and records
 
-SETTINGS = tomli_w.dumps({name: value for name, value in asdict(Recipe()).items() if value is not None})
+SETTINGS = tomli_w.dumps(nested(Recipe()))
 values = st.recursive(
     st.booleans()
     | st.integers(-(2**63), 2**63 - 1)

@@ -99,13 +99,16 @@ class DistributedCheckpoint:
         if stored is None or stored.get("transform_descriptors"):
             how = "is nowhere" if stored is None else "is compressed or transformed"
             raise DistributedCheckpointError(f"a part of {name} {how}")
-        path = self.folder / stored["relative_path"]
+        try:
+            path, offset, length = self.folder / stored["relative_path"], int(stored["offset"]), int(stored["length"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DistributedCheckpointError(f"its {METADATA} does not say where {name} lies") from error
         if path.parent.resolve() != self.folder.resolve():
             raise DistributedCheckpointError(f"{name} is said to lie outside of it")
         try:
             with path.open("rb") as file:
-                file.seek(stored["offset"])
-                content = file.read(min(stored["length"], path.stat().st_size))
+                file.seek(offset)
+                content = file.read(min(length, path.stat().st_size))
             part = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # noqa: TID251
         except Exception as error:  # a damaged file can fail anywhere in the reader
             raise DistributedCheckpointError(f"a part of {name} cannot be read from {path.name}") from error
