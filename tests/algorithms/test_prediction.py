@@ -474,3 +474,16 @@ def test_no_probability_exceeds_one_however_many_are_averaged(samples):
     assert all((probabilities.amax(1) == 1).all() for probabilities in found)
     assert all(probabilities.max() <= 1 for probabilities in found)
     assert sum(torch.ones(10) / 10 for _ in range(10)).max() > 1  # what is avoided
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_posterior_scaled_to_nothing_predicts_with_one_set_of_weights(make_model, make_clients, batch_norm):
+    """What draws that all equal the mean would give, once instead of thirty times."""
+    model, clients = make_model(batch_norm=batch_norm), make_clients()
+    run = train(model, clients, Config(clients=3, rounds=2))
+    flat = replace(run.posterior, within_scale=0.0, between_scale=0.0)
+    options = {"engine": run.engine}
+    assert draws_of(model, flat, **options).count == draws_of(model, run.posterior, scale=0.0, **options).count == 1
+    inputs = clients[0].inputs
+    expected = predict(model, run.posterior, inputs, kind="mean", **options)
+    assert torch.equal(predict(model, flat, inputs, **options), expected)

@@ -196,7 +196,7 @@ def draws_of(
     layout = _layout(model, posterior)
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    if kind == "mean":
+    if kind == "mean" or _has_no_spread(posterior, scale):
         (statistics,) = _refresh(model, layout, {"theta": posterior.mean}, engine, batch_norm_examples, precision)
         mean = {"theta": posterior.mean, **prefixed("buffer", statistics)}
         return Members(layout, 1, lambda _: mean, precision, "mean", workers)
@@ -221,6 +221,12 @@ def draws_of(
         return {"theta": draw(i), **prefixed("buffer", refreshed[i])}  # l. 3
 
     return Members(layout, samples, payload, precision, f"seed {seed}, draw", workers)
+
+
+def _has_no_spread(posterior: Posterior, scale: float) -> bool:
+    """Whether all draws are the mean, as where `calibrate` found that draws gain nothing."""
+    fitted = isinstance(posterior, GaussianPosterior) and posterior.within_scale == posterior.between_scale == 0
+    return fitted or scale == 0
 
 
 def members_of(
