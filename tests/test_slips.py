@@ -177,3 +177,13 @@ def test_predictions_need_the_posterior_of_the_run_and_inputs_that_fit():
     assert caught.value.__notes__ == ["the model was given float32 [60, 1, 3, 4]"]
     array = dswag.predict(model, run.posterior, np.asarray(INPUTS))
     assert torch.equal(array, dswag.predict(model, run.posterior, INPUTS))
+
+
+def test_settings_may_come_by_name_and_the_number_of_clients_is_known():
+    by_name = dswag.train(network(), clients(), rounds=2, cycles=5)
+    assert by_name.config.clients == len(clients())
+    assert by_name.config.rounds == 2
+    with pytest.raises(TypeError, match=r"in a config or by name, got a config and \['rounds'\]: choose one"):
+        dswag.train(network(), clients(), CONFIG, rounds=2)
+    with pytest.raises(dswag.ConfigError, match="round"):
+        dswag.train(network(), clients(), round=2)

@@ -52,12 +52,13 @@ class Run:
 def train(
     model: nn.Module,
     clients: Sequence[Any],
-    config: Config,
+    config: Config | None = None,
     *,
     loss: Loss = F.cross_entropy,
     engine: Engine | None = None,
     layout: Layout | None = None,
     optimizer: OptimizerFactory | None = None,
+    **settings: Any,
 ) -> Run:
     """Algorithm 1: the posterior after training from the model's weights on the clients' data, with all that led to it.
 
@@ -66,12 +67,14 @@ def train(
     Args:
         model: any module with trainable parameters. It is not changed; `run.posterior.mean_into(model)` does that.
         clients: each client's examples: a pair of tensors (inputs, targets), a `Dataset` or a `DataLoader`.
-        config: the settings; `config.clients` must be the number of clients.
+        config: the settings; `config.clients` must be the number of clients. Or leave it out, and give those settings
+            that differ from the defaults by name.
         loss: a function of (outputs, targets) that returns the mean loss of the batch, or "model"; see `InProcess`.
         engine: where the clients run instead; `clients`, `loss` and `optimizer` are then not used, as the engine has
             its own.
         layout: the parameters in θ, all trainable ones if None; the others stay as they are in the model.
         optimizer: makes each client's optimizer, such as `torch.optim.Adam`, instead of the config's; see `InProcess`.
+        settings: of the config, by name; `clients` is their number.
 
     Raises:
         TypeError: a model that is no module, data that are no sequence of clients, or no config.
@@ -80,10 +83,13 @@ def train(
         TooFewClientsError: with `on_failure="skip"`, fewer clients answered than are needed.
         DivergenceError: the loss of phase 1 has grown too much, or θ is not finite.
     """
-    if not isinstance(config, Config):
+    if not isinstance(config, Config | None):
         raise TypeError(f"config must be a dswag.Config, got {type(config).__name__}: Config(clients=..., ...)")
+    if config is not None and settings:
+        raise TypeError(f"settings come in a config or by name, got a config and {list(settings)}: choose one")
     if engine is None:
         engine = InProcess(model, clients, loss=loss, layout=layout, optimizer=optimizer)
+    config = config or Config(**{"clients": engine.num_clients, **settings})
     if engine.num_clients != config.clients:
         raise ValueError(
             f"the config is for {config.clients} clients, got {engine.num_clients}: "

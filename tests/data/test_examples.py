@@ -385,7 +385,26 @@ def test_a_stream_that_ends_begins_anew_and_an_empty_one_is_refused():
 
 
 def test_clients_may_be_streams():
-    run = dswag.train(
-        torch.nn.Linear(1, 2), [Stream_(Endless(), steps_per_epoch=3)] * 2, dswag.Config(clients=2, rounds=2)
-    )
+    streams = [Stream_(Endless(), steps_per_epoch=3, batch_size=2) for _ in range(2)]
+    run = dswag.train(torch.nn.Linear(1, 2), streams, rounds=2, learning_rate=1e-4, max_loss_growth=1e9)
     assert len(run.history) == 2
+
+
+def test_whatever_form_the_data_have_dropout_and_all_trains_to_the_same_bits():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 10))
+    config = dswag.Config(
+        clients=2,
+        rounds=2,
+        batch_size=3,
+        learning_rate=1e-3,
+        max_loss_growth=1e9,
+    )
+    forms = [
+        (INPUTS, TARGETS),
+        Pairs(),
+        DataLoader(Pairs(), batch_size=3),
+        DataLoader(Pairs(), batch_size=3, shuffle=True, num_workers=1),
+    ]
+    thetas = [dswag.train(model, [form] * 2, config).theta for form in forms]
+    assert all(torch.equal(thetas[0], theta) for theta in thetas[1:])
