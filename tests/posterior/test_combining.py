@@ -681,3 +681,21 @@ def test_another_device_and_the_cpu_agree(method, second_device):
     assert there.mean.device == second_device
     torch.testing.assert_close(there.mean.cpu(), here.mean)
     torch.testing.assert_close(there.variance.cpu(), here.variance)
+
+
+def test_posteriors_of_one_model_in_two_orders_are_combined_by_name():
+    """As from a .pt file, in the model's order, and from a .safetensors file, in that of the alphabet."""
+    own = Layout(("w", "b", "a"), ((2, 1), (2,), (2,)))
+    other = Layout(("a", "b", "w"), ((2,), (2,), (2, 1)))
+    first, second = make(seed=1, layout=own), make(seed=2, layout=own)
+    turned = second.in_layout(other)
+    assert not torch.equal(turned.mean, second.mean)
+    assert torch.equal(turned.mean[4:], second.mean[:2])
+    assert torch.equal(turned.deviations[:, :2], second.deviations[:, 4:])
+    for name, tensor in turned.in_layout(own).tensors().items():
+        assert torch.equal(tensor, second.tensors()[name])
+    expected, found = (MixturePosterior([first, each]) for each in (second, turned))
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.sample(3, 6), expected.sample(3, 6))
+    assert found.layout == own
+    assert float(first.kl(turned)) == float(first.kl(second))

@@ -191,11 +191,7 @@ class GaussianPosterior:
         Raises:
             ValueError: posteriors over other parameters, and what `log_prob` raises.
         """
-        if self.layout is not None and other.layout is not None and self.layout != other.layout:
-            raise ValueError(
-                f"both posteriors must be over the same parameters, got {list(self.layout.names)} and "
-                f"{list(other.layout.names)}, or other shapes: take a subset of the larger"
-            )
+        other = other if self.layout is None else other.in_layout(self.layout)
         return density.kl(self._gaussian(kind, scale, floor), other._gaussian(kind, scale, floor))
 
     def covariance(
@@ -223,8 +219,28 @@ class GaussianPosterior:
         """
         if self.layout is None:
             raise ValueError("a posterior without a layout has no names to select by: give Moments a layout")
-        layout = self.layout.subset(only)
-        parts = [self.layout.slices[name] for name in layout.names]
+        return self._of(self.layout.subset(only), self.layout)
+
+    def in_layout(self, layout: Layout) -> "GaussianPosterior":
+        """The same distribution over the same parameters in another order; itself where the order is not known.
+
+        Raises:
+            ValueError: a layout of other parameters, or of other shapes.
+        """
+        if self.layout is None or self.layout == layout:
+            return self
+        own, others = (dict(zip(each.names, each.shapes, strict=True)) for each in (self.layout, layout))
+        if own != others:
+            raise ValueError(
+                f"both layouts must be of the same parameters, got {list(self.layout.names)} and "
+                f"{list(layout.names)}, or other shapes: take a subset of the larger"
+            )
+        return self._of(layout, self.layout)
+
+    def _of(self, layout: Layout, own: Layout) -> "GaussianPosterior":
+        """The marginal distribution of these parameters, in this order."""
+        slices = own.slices
+        parts = [slices[name] for name in layout.names]
         tensors: dict[str, Any] = {
             name: torch.cat([tensor[..., part] for part in parts], -1) for name, tensor in self.tensors().items()
         }

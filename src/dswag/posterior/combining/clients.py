@@ -21,7 +21,7 @@ Weights = Sequence[float] | Tensor
 
 
 def checked(posteriors: Sequence[GaussianPosterior]) -> tuple[GaussianPosterior, ...]:
-    """The posteriors, if they can be combined.
+    """The posteriors, if they can be combined, with their parameters in the order of the first.
 
     Raises:
         ValueError: there are none, or they differ in parameters, dtype, device, temperature or link.
@@ -35,7 +35,7 @@ def checked(posteriors: Sequence[GaussianPosterior]) -> tuple[GaussianPosterior,
                 "all posteriors must be over the same parameters, "
                 f"got d = {len(posterior.mean)} for posterior {client} and {len(first.mean)}"
             )
-        if layout is not None and posterior.layout is not None and posterior.layout != layout:
+        if layout is not None and posterior.layout is not None and _by_name(posterior.layout) != _by_name(layout):
             own, others = _difference(posterior.layout, layout), _difference(layout, posterior.layout)
             raise ValueError(
                 f"all posteriors must be over the same parameters, got {own} for posterior {client} and {others}"
@@ -51,7 +51,11 @@ def checked(posteriors: Sequence[GaussianPosterior]) -> tuple[GaussianPosterior,
                     f"all posteriors must have one {name}, got {own} for posterior {client} and {others}: "
                     f"set it with dataclasses.replace(posterior, {name}=...)"
                 )
-    return tuple(posteriors)
+    return tuple(posteriors if layout is None else (posterior.in_layout(layout) for posterior in posteriors))
+
+
+def _by_name(layout: Layout) -> dict[str, tuple[int, ...]]:
+    return dict(zip(layout.names, layout.shapes, strict=True))
 
 
 def layout_of(posteriors: Sequence[GaussianPosterior]) -> Layout | None:
