@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 
 from dswag.data.class_counts import ClassCounts
+from dswag.evaluation.bootstrap import ReliabilityBand
 from dswag.evaluation.reliability import Reliability
 from dswag.lab.report.plots import examples_of_clients, reliability_diagram, training_curve
 from dswag.lab.report.svg import PALETTE
@@ -50,6 +51,17 @@ def test_each_further_nine_of_confidence_has_the_same_width():
     assert [tick(svg, label) for label in ("0.5", "0.9", "0.99", "0.999")] == pytest.approx(
         [half, first, second, third]
     )
+
+
+def test_where_there_are_bands_only_curves_that_have_one_are_drawn():
+    curves = {name: curve((0.6, 0.7, 0.8), (0.1, 0.0, -0.1)) for name in ("DSWAG", "mean model", "ensemble")}
+    banded = ReliabilityBand(curves["DSWAG"], (0.0, -0.1, -0.2), (0.2, 0.1, 0.0))
+    svg = reliability_diagram(curves, {"DSWAG": banded})
+    assert "DSWAG" in words(svg)
+    assert not {"mean model", "ensemble"} & set(words(svg))
+    assert "fill-opacity: 0.2" in svg
+    assert "fill-opacity: 0.2" not in reliability_diagram(curves)
+    assert {"mean model", "ensemble"} <= set(words(reliability_diagram(curves)))
 
 
 def test_overconfident_bins_lie_above_the_zero_line_and_the_axis_says_so():
