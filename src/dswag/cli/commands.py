@@ -23,7 +23,7 @@ from dswag.lab.experiments.run import Continuing, Evaluating, Event, Exploring, 
 from dswag.lab.experiments.scoring import ENSEMBLE, FEDAVG, PHASE_1, Scored, metrics, prediction_seed, score_methods
 from dswag.lab.experiments.sets import sets_of
 from dswag.posterior.gaussian import GaussianPosterior
-from dswag.runs import REPORT, RunFolder, RunFolderError, Unwritten
+from dswag.runs import MANIFEST, REPORT, RunFolder, RunFolderError, Unwritten
 from dswag.runs.loggers import LOGGERS, Log
 from dswag.runs.schema import RoundRecord
 
@@ -164,7 +164,7 @@ def _tell_of_complete(folder: RunFolder, *, as_json: bool) -> None:
     console.say(f"{folder.path} is complete: there is nothing to resume")
     folder.remove_leftovers()
     folder.remove_answers()  # a process that was killed may not have come that far
-    complete = (folder.path / REPORT).exists()
+    complete = (folder.path / MANIFEST).exists()
     _show(folder, folder.path / REPORT if complete else folder.save_report(page([folder])), as_json=as_json)
 
 

@@ -2,9 +2,10 @@
 
 from dswag.cli import commands
 from dswag.cli.calibrating import calibrate
+from dswag.cli.checking import check
 from dswag.cli.collecting import collect
 from dswag.cli.comparing import compare
-from dswag.cli.options import Calibrate, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train
+from dswag.cli.options import Calibrate, Check, Collect, Compare, Evaluate, Options, Predict, Report, Reproduce, Train
 from dswag.cli.reproducing import reproduce_figures
 from dswag.client.stability import DivergenceError
 from dswag.engines.ranks import RankError
@@ -30,6 +31,8 @@ def run(options: Options) -> None:
             commands.predict(options)
         case Report():
             commands.report(options)
+        case Check():
+            check(options)
         case Collect():
             collect(options)
         case Reproduce():

@@ -192,6 +192,16 @@ class Report:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """Check that the files of a run are whole and as they were saved."""
+
+    run: Positional[Path]
+    """Folder that dswag train wrote."""
+    json: Switch = False
+    """Print what was found as JSON."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Collect:
     """Make a posterior from checkpoints of any model; each of them is one snapshot of its weights."""
 
@@ -237,4 +247,4 @@ class Reproduce:
     """Print what is done and what is left as JSON."""
 
 
-Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Collect | Reproduce
+Options = Train | Compare | Evaluate | Calibrate | Predict | Report | Check | Collect | Reproduce

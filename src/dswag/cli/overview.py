@@ -12,6 +12,7 @@ COMMANDS = {
     "calibrate": "Fit a run's posterior to the examples that its clients held out.",
     "predict": "Predict the classes of images, with their uncertainties.",
     "report": "Write one HTML page about one or several runs.",
+    "check": "Check that the files of a run are whole and as they were saved.",
     "collect": "Make a posterior from checkpoints of any model.",
     "reproduce": "Reproduce the paper's figures and tables.",
 }

@@ -9,6 +9,7 @@ from tyro.conf import PositionalMetavarFromFieldName, arg, subcommand
 
 from dswag.cli.options import (
     Calibrate,
+    Check,
     Collect,
     Compare,
     Configured,
@@ -31,7 +32,7 @@ def parse(arguments: Sequence[str]) -> Options:
         SystemExit: after --help (code 0), and for flags that cannot be read (code 2).
     """
     configured = (_with_settings(Train), _with_settings(Compare))
-    commands = (*configured, Evaluate, Calibrate, Predict, Report, Collect, Reproduce)
+    commands = (*configured, Evaluate, Calibrate, Predict, Report, Check, Collect, Reproduce)
     named = [Annotated[command, subcommand(command.__name__.lower())] for command in commands]
     union: Any = named[0]
     for command in named[1:]:

@@ -15,6 +15,7 @@ nowhere is no folder: name the folder that dswag train wrote
 from dswag.runs.files import CHECKPOINT as CHECKPOINT
 from dswag.runs.files import CONFIG as CONFIG
 from dswag.runs.files import FILES as FILES
+from dswag.runs.files import MANIFEST as MANIFEST
 from dswag.runs.files import PARTITION as PARTITION
 from dswag.runs.files import POSTERIOR as POSTERIOR
 from dswag.runs.files import REPORT as REPORT

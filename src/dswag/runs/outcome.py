@@ -38,7 +38,10 @@ class Outcome(Files):
             RunFolderError: there is none yet.
             PosteriorFileError: a file that is damaged, foreign or of a newer format.
         """
-        return GaussianPosterior.load(self._existing(POSTERIOR, "the run was stopped too early for one: train again"))
+        path = self._existing(POSTERIOR, "the run was stopped too early for one: train again")
+        posterior = GaussianPosterior.load(path)
+        self._check_unchanged(POSTERIOR)
+        return posterior
 
     def save_landscape(self, landscape: Landscape) -> None:
         """Writes the loss around the posterior's mean."""
@@ -57,6 +60,8 @@ class Outcome(Files):
         return self._read_record(METRICS, Metrics)
 
     def save_report(self, html: str) -> Path:
-        """Writes the HTML page, and returns its path."""
+        """Writes the HTML page and, for a run that has its scores, the manifest; returns the page's path."""
         self._write_text(REPORT, html)
+        if (self.path / METRICS).exists():
+            self.seal()
         return self.path / REPORT

@@ -1,7 +1,7 @@
 """How far a run is, and what it takes to go on: history, checkpoints, what explorers answered."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,7 +41,9 @@ class Progress(Files):
             RunFolderError: no round was completed.
             CheckpointError: a file that is damaged, foreign or of a newer format.
         """
-        return Checkpoint.load(self._existing(CHECKPOINT, "no round of phase 1 was completed: train again"))
+        checkpoint = Checkpoint.load(self._existing(CHECKPOINT, "no round of phase 1 was completed: train again"))
+        self._check_unchanged(CHECKPOINT)
+        return checkpoint
 
     def latest_checkpoint(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """The checkpoint to continue from, if any, and faults of newer ones; raises what `Checkpoint.latest` does."""
@@ -71,9 +73,12 @@ class Progress(Files):
         """Removes what is needed only for resuming: the explorers' answers and the previous checkpoint."""
         self._remove(ANSWERS, before(Path(CHECKPOINT)).name)
 
-    def _records(self) -> Iterator[RoundRecord | ExploreRecord]:
+    def _records(self) -> list[RoundRecord | ExploreRecord]:
         path = self.path / HISTORY
         lines = path.read_bytes().splitlines() if path.exists() else []
+        found: list[RoundRecord | ExploreRecord] = []
         for number, line in enumerate(lines, 1):
             kind: type[RoundRecord] | type[ExploreRecord] = ExploreRecord if b'"phase": 2' in line else RoundRecord
-            yield from_json(line, kind, f"{path}, line {number}")
+            found.append(from_json(line, kind, f"{path}, line {number}"))
+        self._check_unchanged(HISTORY)
+        return found

@@ -29,6 +29,7 @@ class RunFolder(Progress, Outcome):
         with _writable(path):
             path.mkdir(parents=True, exist_ok=True)
             folder = cls(path)
+            folder._check_no_links()
             with folder.held():
                 present = [name for name in FILES if (path / name).exists()]
                 if present and not overwrite:
@@ -67,7 +68,9 @@ class RunFolder(Progress, Outcome):
             raise RunFolderError(f"{path} is no folder: name the folder that dswag train wrote")
         if not (path / CONFIG).is_file():
             raise RunFolderError(f"{path} holds no run, for it has no {CONFIG}: name the folder that dswag train wrote")
-        return cls(path)
+        folder = cls(path)
+        folder._check_no_links()
+        return folder
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -88,9 +91,11 @@ class RunFolder(Progress, Outcome):
     def config(self, kind: type[ConfigT]) -> ConfigT:
         """The settings of the run."""
         try:
-            return kind.from_toml(self.path / CONFIG)
+            config = kind.from_toml(self.path / CONFIG)
         except ConfigError as error:
             raise RunFolderError(f"the settings of the run are damaged, or of another version: {error}") from error
+        self._check_unchanged(CONFIG)
+        return config
 
 
 class Unwritten(RunFolder):

@@ -12,7 +12,7 @@ from dswag.core.atomic_files import SaveError
 from dswag.lab.experiments import run
 from dswag.lab.experiments.recipe import Recipe, build
 from dswag.lab.experiments.run import Starting, execute
-from dswag.runs import FILES, REPORT, RunFolder, RunFolderError
+from dswag.runs import FILES, MANIFEST, REPORT, RunFolder, RunFolderError
 from dswag.runs.checkpoint import CheckpointError
 from dswag.runs.schema import ExploreRecord, RoundRecord
 
@@ -95,7 +95,7 @@ def folder(tmp_path):
 def finish(experiment, folder):
     """Goes on to the end; returns what happened on the way."""
     events = list(execute(experiment, folder))
-    assert sorted(path.name for path in folder.path.iterdir()) == sorted(set(FILES) - {REPORT})
+    assert sorted(path.name for path in folder.path.iterdir()) == sorted(set(FILES) - {REPORT, MANIFEST})
     return events
 
 
