@@ -17,7 +17,7 @@ from dswag.client.training import TrainTask
 from dswag.config import Config
 from dswag.core.parameters import Layout
 from dswag.core.randomness import derive_seed
-from dswag.federation.aggregation import aggregator
+from dswag.federation.aggregation import ROBUST, aggregator
 from dswag.federation.client_sampling import sample_clients
 from dswag.federation.contract import Engine, FoldT
 from dswag.federation.folds import prefixed
@@ -25,6 +25,9 @@ from dswag.federation.layouts import with_layout
 from dswag.federation.round_trip import Missing, RoundTrip, round_trip
 from dswag.posterior.moments import Moments
 from dswag.posterior.robust_moments import RobustMoments
+
+LIKE_MOMENTS = {"trimmed": "trimmed-mean", "median": "median"}
+"""Rules that withstand what the robust moments of these names do."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,7 +118,8 @@ def explore(
     """Phase 2: sampled clients continue from θ_T; the collector takes in their last snapshots as they come.
 
     As printed, every client continues alone (`explore_rounds` = 1). With more round trips, the explorers are averaged
-    after each but the last, by the rule of line 12, and continue from there together.
+    after each but the last, by the rule of line 12, and continue from there together. Where `moments` are to withstand
+    malicious explorers and that rule does not, the rule is the trimmed mean or the median, as the moments are.
 
     The collector is the `fold` of the round trip that is returned; its bytes and missing clients are those of all.
     The layout says where each parameter lies in θ; as in the clients' own models if None.
@@ -124,13 +128,15 @@ def explore(
         ClientError, TooFewClientsError: from `round_trip`.
     """
     clients = sample_clients(config.explore.explorers, config.clients, seed=config.seed, phase=2, round=0)  # l. 16
-    plan, rule = schedules.exploration(config), config.server
+    plan, rule, moments = schedules.exploration(config), config.server, config.posterior.moments
     missing: list[Missing] = []
     bytes_down = bytes_up = 0
     for number, (rates, snapshots) in enumerate(plan[:-1]):
         tasks = _train_tasks(config, clients, rates, snapshots, phase=2, round=number)
-        update = aggregator(rule.aggregation, theta, byzantine=rule.byzantine, clip_update=rule.clip_update)
-        enough = config.enough_of(len(tasks), phase=1)
+        name = rule.aggregation if rule.aggregation in ROBUST else LIKE_MOMENTS.get(moments, rule.aggregation)
+        update = aggregator(name, theta, byzantine=rule.byzantine, clip_update=rule.clip_update)
+        needed = [config.enough_of(len(tasks), phase=phase) for phase in (1, 2)]
+        enough = max((number for number in needed if number is not None), default=None)
         together = round_trip(engine, with_layout({"theta": theta}, layout), tasks, update, minimum=enough)  # l. 17-23
         theta = together.fold.result().theta  # l. 12
         missing += together.missing
