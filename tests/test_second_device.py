@@ -29,7 +29,6 @@ pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 SETTINGS = {
     "as they are": {},
     "several snapshots": {"cycles": 2, "snapshots_per_cycle": 2, "explore_epochs": 4},
-    "running mean": {"centering": "running"},
     "momentum": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01, "clip_gradient": 1.0},
     "adamw": {"optimizer": "adamw", "learning_rate": 1e-3, "explore_learning_rate": 1e-3},
     "proximal": {"proximal": 0.1, "local_epochs": 2},
