@@ -1,4 +1,5 @@
 # make demo   train on real digits and write a report: sets everything up first
+# make check  run the tests of single rooms, without whole runs, engines and other processes
 # make test   run the tests: sets everything up first
 # make fuzz   try the readers of files and answers on damaged ones, for two minutes or FUZZ_SECONDS=600
 # make site   build the documentation site in build/site
@@ -7,15 +8,19 @@
 
 PYTHON ?= python3
 FUZZ_SECONDS ?= 120
+ROOMS := $(addprefix tests/,algorithms client core data evaluation federation posterior) $(wildcard tests/test_[cpr]*.py)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test fuzz site release lint format clean
+.PHONY: demo check test fuzz site release lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/cli.stamp
 	$(BIN)/dswag train --equal-budget --output runs/demo --overwrite
+
+check: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ROOMS)
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
