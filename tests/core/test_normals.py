@@ -169,3 +169,18 @@ def test_compiled_loops_can_be_switched_off(monkeypatch):
     assert fast.loops(fast.LEAST) is normals
     monkeypatch.setenv(fast.SWITCH, "1")
     assert fast.loops(fast.LEAST - 1) is normals
+
+
+@pytest.mark.parametrize("error", [ImportError("Numba needs NumPy 2.4 or less"), RuntimeError("cannot cache function")])
+def test_a_numba_that_does_not_work_is_done_without(monkeypatch, error):
+    def broken(name):
+        if name == "dswag.core.compiled":
+            raise error
+        return normals
+
+    fast._compiled.cache_clear()
+    monkeypatch.setattr(fast, "import_module", broken)
+    try:
+        assert fast.loops(fast.LEAST) is normals
+    finally:
+        fast._compiled.cache_clear()

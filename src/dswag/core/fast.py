@@ -3,7 +3,6 @@
 import os
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 LEAST = 1 << 21
@@ -20,4 +19,8 @@ def loops(elements: int) -> Any:
 
 @cache
 def _compiled() -> Any:
-    return import_module("dswag.core.normals" if find_spec("numba") is None else "dswag.core.compiled")
+    """NumPy's, of the same bits, where there is no Numba, or one that refuses this NumPy or may keep nothing."""
+    try:
+        return import_module("dswag.core.compiled")
+    except (ImportError, RuntimeError):
+        return import_module("dswag.core.normals")
