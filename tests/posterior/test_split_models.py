@@ -14,7 +14,10 @@ from dswag.core.parameters import Layout
 from dswag.posterior.gaussian import GaussianPosterior, PosteriorFileError
 from dswag.posterior.moments import Moments
 
-pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_intra_op_thread"),
+    pytest.mark.filterwarnings("ignore:the running statistics:UserWarning"),
+]
 
 LAYOUTS = {"all": None, "part": Layout.of(Network(), only=["second.weight", "scale"])}
 
