@@ -39,7 +39,7 @@ def quadratic():
     def make(targets, start, **settings):
         clients = [Examples(torch.zeros(len(own), 1), own) for own in targets]
         plain = {"momentum": 0.0, "weight_decay": 0.0, "batch_size": len(clients[0]), **settings}
-        return Trial(Problem(Point(start), clients, Config(clients=len(clients), **plain), loss=half_square))
+        return Trial(Problem(Point(start), clients, Config.paper(clients=len(clients), **plain), loss=half_square))
 
     return make
 
@@ -50,7 +50,7 @@ def classification(make_clients, make_model):
 
     def make(sizes=(20, 20, 20, 20), *, model=None, **settings):
         config = replace(
-            Config(
+            Config.paper(
                 clients=len(sizes),
                 rounds=2,
                 explore_epochs=3,

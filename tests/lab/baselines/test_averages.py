@@ -91,6 +91,19 @@ def test_swag_global_takes_the_averaged_models_of_further_rounds(trial):
     check(swag_after_training.global_posterior(trial), rounds)
 
 
+def test_swag_global_gets_the_falling_rates_of_explorers_that_are_averaged(quadratic):
+    trial = quadratic(TARGETS, START, **{**SETTINGS, "explore_rounds": 4})
+    falling = [0.1 - k * (0.1 - 0.02) / 3 for k in range(4)]
+    rounds = [moved(THETA_T, CENTER, falling[: 2 * k]) for k in (1, 2)]
+    check(swag_after_training.global_posterior(trial), rounds)
+
+
+def test_explorers_that_are_averaged_end_with_an_epoch_of_their_own(quadratic):
+    trial = quadratic(TARGETS, START, **{**SETTINGS, "explore_rounds": 4})
+    *together, last = (0.1 - k * (0.1 - 0.02) / 3 for k in range(4))
+    check(dswag_posterior(trial), [moved(moved(THETA_T, CENTER, together), own, [last]) for own in MEANS])
+
+
 def test_swag_local_takes_the_weights_of_the_first_client_alone(trial):
     check(swag_after_training.local_posterior(trial), [moved(THETA_T, MEANS[0], [0.1] * k) for k in range(1, 9)])
 

@@ -66,7 +66,7 @@ def linear_regression(*, clients=2, per_client=60, correlation=0.0, noise=0.5, *
     def loss(outputs, targets):
         return (outputs - targets).square().mean() / (2 * noise**2)
 
-    trial = Trial(Problem(model, data, Config(clients=clients, **settings), loss=loss))
+    trial = Trial(Problem(model, data, Config.paper(clients=clients, **settings), loss=loss))
     tau = settings["weight_decay"] * clients * per_client
     return trial, precisions, linears, tau
 

@@ -31,7 +31,7 @@ def large_batches(config: Config) -> Config:
 def averaged(trial: Trial) -> Float[Tensor, "d"]:
     """The average of the weights of all workers, each having gone on alone with small batches."""
     theta = last_round(pooled_engine(trial), Server(trial.theta), large_batches(trial.config))
-    config = trial.config.replaced(cycles=1, snapshots_per_cycle=1)
+    config = trial.config.replaced(explore_rounds=1, cycles=1, snapshots_per_cycle=1)
     return explore(trial.engine(), theta, config, Snapshots()).fold.result().double().mean(0).to(theta.dtype)
 
 
