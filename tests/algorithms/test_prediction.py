@@ -22,8 +22,10 @@ from dswag import (
     regression,
     train,
 )
+from dswag.algorithms import prediction
 from dswag.algorithms.prediction import average, draws_of
 from dswag.core.randomness import DrawFrom, generator_for
+from dswag.data import batches
 from dswag.data.batches import AHEAD
 
 
@@ -487,3 +489,41 @@ def test_a_posterior_scaled_to_nothing_predicts_with_one_set_of_weights(make_mod
     inputs = clients[0].inputs
     expected = predict(model, run.posterior, inputs, kind="mean", **options)
     assert torch.equal(predict(model, flat, inputs, **options), expected)
+
+
+# ------------------------------------------------------------------------------------------------------ bounded memory
+
+
+def test_a_long_tensor_goes_through_groups_that_fit_and_gives_the_same_bits(make_model, monkeypatch):
+    model = make_model()
+    posterior, x = around(model), torch.randn(200, 6)
+    expected = predictive(model, posterior, list(x.split(10)), samples=3)
+    sizes = []
+
+    def recording(inputs, batch_size, room):
+        for group in batches.groups(inputs, batch_size, room):
+            sizes.append(len(group))
+            yield group
+
+    monkeypatch.setattr(prediction, "groups", recording)
+    monkeypatch.setattr(prediction, "ROOM", 3 * (2 * 2 + 6) * 10 * 3 * 8)  # three batches [10, 3] of float64
+    found = predictive(model, posterior, x, samples=3, batch_size=10, workers=2)
+    assert sizes == [3] * 6 + [2]
+    assert all(map(torch.equal, found.tensors(), expected.tensors()))
+    sizes.clear()
+    streamed = prediction.predictive_stream(model, posterior, x, samples=3, batch_size=10, workers=2)
+    assert torch.equal(torch.cat([part.probabilities for part in streamed]), expected.probabilities)
+    assert max(sizes) == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_predictions_do_not_depend_on_the_workers(workers, make_model):
+    model, x = make_model(), torch.randn(30, 6)
+    found = predictive(model, around(model), x, samples=4, workers=workers).probabilities
+    assert torch.equal(found, predictive(model, around(model), x, samples=4).probabilities)
+
+
+def test_no_workers_are_refused(make_model):
+    model = make_model()
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        predictive(model, around(model), torch.randn(3, 6), workers=0)
