@@ -276,7 +276,7 @@ def test_explorers_are_averaged_after_every_round_trip_but_the_last(make_model, 
     engine = InProcess(make_model(), make_clients())
     theta = Layout.of(make_model()).flatten(make_model())
     rates = linear(config.learning_rate, config.learning_rate / 10, 4)
-    clients = sample_clients(1.0, 3, seed=config.seed, phase=2, round=0)
+    clients = sample_clients("all", 3, seed=config.seed, phase=2, round=0)
     seeds = [[derive_seed(config.seed, 2, number, client) for client in clients] for number in range(2)]
 
     def snapshots(start, number, after):

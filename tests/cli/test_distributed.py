@@ -87,7 +87,6 @@ def test_processes_that_would_each_train_alone_are_refused(engine, tmp_path, cap
     ("flags", "code", "words"),
     [
         ([], 1, "a run over several processes is started by torchrun, which sets RANK, WORLD_SIZE"),
-        (["--centering", "running"], 2, "centering running depends on the order of the clients"),
         (["--rank-timeout", "0"], 2, "--rank-timeout must be above 0 seconds, got 0"),
     ],
 )

@@ -67,7 +67,8 @@ def calibrate(engine: Engine, posterior: GaussianPosterior, config: Config) -> G
 def _best(gains: Gains) -> tuple[int, int]:
     """The group and the temperature with the lowest penalized NLL if that is significant; else the first group's."""
     n = max(gains.num_examples, 1)
-    penalty = PENALTY * max(0.0, 1 - n / FEW) * torch.tensor(TEMPERATURES, dtype=torch.float64).log().square()
+    logs = gains.sums.new_tensor(TEMPERATURES).log()
+    penalty = PENALTY * max(0.0, 1 - n / FEW) * logs.square()
     costs = penalty - gains.sums
     temperatures = costs.argmin(1).tolist()
     group = int(costs.min(1).values.argmin())
