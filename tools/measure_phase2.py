@@ -135,7 +135,7 @@ def training_of(recipe: Recipe) -> Recipe:
     return recipe.replaced(
         explorers="all",
         snapshots_per_cycle=recipe.explore.epochs // recipe.explore.cycles,
-        **{name: getattr(Recipe, name) for name in ("rank", "samples", "scale")},
+        **{name: Recipe().flat()[name] for name in ("rank", "samples", "scale")},
     )
 
 

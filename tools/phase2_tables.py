@@ -130,7 +130,7 @@ def cells(row: Row, reference: Row, varied: Sequence[str]) -> dict[str, str]:
 def value_of(record: Record, name: str) -> Any:
     """A setting's value, also where it is the default."""
     default = {"columns": "last", "kind": "swag", "explorers": record["settings"].get("clients", Recipe.clients)}
-    return record["settings"].get(name, default.get(name, PAPER.get(name, getattr(Recipe, name, None))))
+    return record["settings"].get(name, default.get(name, PAPER.get(name, Recipe().flat().get(name))))
 
 
 def is_default(record: Record, name: str) -> bool:

@@ -387,7 +387,7 @@ def test_a_run_that_was_killed_while_it_tidied_up_is_tidied_up(dswag, run, tmp_p
             ["--rounds", 5, "--seed", 1],
             r"keeps its settings, .* got other ones .* seed \(0, not 1\), rounds \(2, not 5",
         ),
-        (["--clients-per-round", 3], r"clients_per_round \(1.0, not 3\)"),
+        (["--clients-per-round", 3], r'clients_per_round \("all", not 3\)'),
         (["--config", "FILE"], r"rounds \(2, not 20\), .*samples \(3, not 30\)"),  # the file is silent on them
         (["--output", "elsewhere"], "goes on in the folder of the run: leave --output and --overwrite out"),
         (["--overwrite"], "leave --output and --overwrite out"),

@@ -144,7 +144,7 @@ def test_rate_factors_multiply_the_learning_rates_of_each_client_in_both_phases(
     model, clients = make_model(), make_clients()
     settings = {"clients": 3, "rounds": 1, "local_epochs": 2, "explore_epochs": 2, "batch_size": 8}
     factors = (0.5, 1.0, 3.0)
-    config = Config(**settings, rate_factors=factors)
+    config = Config.paper(**settings, rate_factors=factors)
     theta = Layout.of(model).flatten(model)
     seen = []
 

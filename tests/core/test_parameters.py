@@ -113,12 +113,16 @@ def test_flatten_gives_back_what_write_wrote(make, inputs):
     assert torch.equal(layout.flatten(module.state_dict()), theta)
 
 
+OF_ANOTHER_KERNEL = {"rtol": 1e-5, "atol": 1e-5}
+"""Convolutions whose channels lie last add the same few dozen products of size one in another order."""
+
+
 @every_model
 def test_a_bound_module_computes_what_it_computed(make, inputs):
     module = built(make)
     before = outputs(module, inputs)
     _, gradient = bound(Layout.of(module), module)
-    assert torch.equal(outputs(module, inputs), before)
+    torch.testing.assert_close(outputs(module, inputs), before, **OF_ANOTHER_KERNEL)
     assert not gradient.any()
 
 
@@ -127,15 +131,16 @@ def test_a_bound_module_reads_theta_and_fills_the_gradient(make, inputs):
     module = built(make)
     plain = deepcopy(module)
     layout = Layout.of(module)
-    theta, gradient = bound(layout, module)
-    theta.mul_(0.5).add_(0.01)
-    layout.write(theta, plain)
-    assert torch.equal(outputs(module, inputs), outputs(plain, inputs))
+    weights = Weights(layout, module)
+    weights.theta.mul_(0.5).add_(0.01)
+    layout.write(weights.snapshot(), plain)
+    torch.testing.assert_close(outputs(module, inputs), outputs(plain, inputs), **OF_ANOTHER_KERNEL)
     outputs(module, inputs).square().sum().backward()
     outputs(plain, inputs).square().sum().backward()
     expected = [p.grad for p in plain.parameters() if p.requires_grad]
-    assert torch.equal(gradient, torch.cat([g.flatten() for g in expected]))
-    assert gradient.any()
+    for found, wanted in zip(weights.gradients, expected, strict=True):
+        torch.testing.assert_close(found, wanted, **OF_ANOTHER_KERNEL)
+    assert weights.gradient.any()
 
 
 @every_model

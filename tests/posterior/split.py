@@ -1,6 +1,7 @@
 """One of several processes, as `torchrun` starts it: a posterior over a model that FSDP2 splits, and its memory."""
 
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -132,3 +133,5 @@ if __name__ == "__main__":
     measure(Path(sys.argv[1]))
     compare(Path(sys.argv[1]))
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a thread of PyTorch's may else abort the process while it ends, now and then

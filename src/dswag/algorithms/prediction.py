@@ -225,8 +225,7 @@ def draws_of(
 
 def _has_no_spread(posterior: Posterior, scale: float) -> bool:
     """Whether all draws are the mean, as where `calibrate` found that draws gain nothing."""
-    fitted = isinstance(posterior, GaussianPosterior) and posterior.within_scale == posterior.between_scale == 0
-    return fitted or scale == 0
+    return scale == 0 or (isinstance(posterior, GaussianPosterior) and posterior.is_point)
 
 
 def members_of(

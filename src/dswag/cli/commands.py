@@ -164,7 +164,7 @@ def _tell_of_complete(folder: RunFolder, *, as_json: bool) -> None:
     console.say(f"{folder.path} is complete: there is nothing to resume")
     folder.remove_leftovers()
     folder.remove_answers()  # a process that was killed may not have come that far
-    complete = (folder.path / MANIFEST).exists()
+    complete = (folder.path / MANIFEST).exists() and (folder.path / REPORT).exists()
     _show(folder, folder.path / REPORT if complete else folder.save_report(page([folder])), as_json=as_json)
 
 

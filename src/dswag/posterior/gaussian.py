@@ -110,6 +110,11 @@ class GaussianPosterior:
             return variance, self.deviations[:0, part]
         return variance, math.sqrt(low_rank) * self._combined(self.deviations, self.deviations_within, part, 2)
 
+    @property
+    def is_point(self) -> bool:
+        """Whether all draws are the mean: both scales are 0, as where `calibrate` found that draws gain nothing."""
+        return self.within_scale == self.between_scale == 0
+
     def sample(
         self,
         seed: int,

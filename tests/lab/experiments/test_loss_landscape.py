@@ -158,8 +158,8 @@ def test_models_of_more_than_a_million_weights_are_measured_when_asked_to(experi
     assert points(asked.recipe, of(MOST_WEIGHTS + 1)) == 9
 
 
-def test_running_columns_are_no_snapshots_less_the_mean(experiment):
+def test_principal_columns_are_no_snapshots_less_the_mean(experiment):
     posterior = posterior_of(experiment)
-    running = replace(experiment, recipe=replace(experiment.recipe, centering="running"))
+    principal = replace(experiment, recipe=experiment.recipe.replaced(columns="svd"))
     assert list(survey(experiment, posterior, posterior.mean).places) == ["phase-1 model", "snapshots"]
-    assert list(survey(running, posterior, posterior.mean).places) == ["phase-1 model"]
+    assert list(survey(principal, posterior, posterior.mean).places) == ["phase-1 model"]

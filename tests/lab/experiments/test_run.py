@@ -81,7 +81,7 @@ def test_differences_to_the_phase_1_model_are_those_of_the_same_examples(experim
     for method, difference in differences.items():
         assert difference.estimate == pytest.approx(scores[method].nll - scores[PHASE_1].nll, abs=1e-6)
         assert difference.low < difference.estimate < difference.high
-    unpaired = 2 * 1.96 * scores[PHASE_1].nll / scores[PHASE_1].num_examples ** 0.5
+    unpaired = 2 * 1.96 * 2**0.5 * scores[PHASE_1].nll / scores[PHASE_1].num_examples ** 0.5
     assert all(difference.high - difference.low < unpaired for difference in differences.values())
 
 

@@ -26,7 +26,7 @@ SNAPSHOTS = "snapshots"
 
 def points(recipe: Recipe, posterior: GaussianPosterior) -> int:
     """At how many points `survey` measures the loss; 0 where the run has nothing to measure, or is not to."""
-    lines = _directions(posterior) if _num_examples(recipe, posterior) else 0
+    lines = _directions(posterior) if _num_examples(recipe, posterior) and not posterior.is_point else 0
     return lines * len(AT) + (len(AT) ** 2 if lines >= 2 else 0)
 
 
