@@ -113,8 +113,8 @@ def test_flatten_gives_back_what_write_wrote(make, inputs):
     assert torch.equal(layout.flatten(module.state_dict()), theta)
 
 
-OF_ANOTHER_KERNEL = {"rtol": 1e-5, "atol": 1e-5}
-"""Convolutions whose channels lie last add the same few dozen products of size one in another order."""
+OF_ANOTHER_KERNEL = {"rtol": 1e-4, "atol": 1e-4}
+"""Convolutions whose channels lie last add up in another order, and BatchNorm's gradients cancel to a thousandth."""
 
 
 @every_model
