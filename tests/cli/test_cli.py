@@ -325,7 +325,7 @@ def test_ctrl_c_in_phase_1_leaves_the_rounds_done_and_says_how_to_go_on(dswag, t
 
 
 def test_ctrl_c_in_phase_2_leaves_the_explorers_done(tmp_path):
-    flags = ["--rounds", "1", "--clients", "30", "--explore-epochs", "200", "--samples", "2"]
+    flags = ["--rounds", "1", "--clients", "30", "--explore-epochs", "200", "--explore-rounds", "1", "--samples", "2"]
     code, err = interrupt(tmp_path / "run", "phase 2: explorer 2/30", *flags)
     assert code == 130
     assert "Traceback" not in err

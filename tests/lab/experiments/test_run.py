@@ -52,7 +52,7 @@ def test_events_come_in_the_order_of_the_algorithm(finished):
     assert [type(event) for event in events] == before + [Scored] * 5 + [Surveying]
     assert (events[0].rounds, events[0].faults) == (0, ())
     assert [event.round for event in events[1:3]] == [1, 2]
-    assert events[3].explorers == 3
+    assert events[3].explorers == 3 * TINY.explore_exchanges == 6
     assert events[5].methods == 5
     assert [event.method for event in events[6:11]] == METHODS
     assert events[11].points == 2 * 9 + 81
@@ -103,6 +103,16 @@ def test_the_same_budget_spent_on_phase_1_is_what_others_are_compared_with(exper
     assert found.nll_differences["DSWAG"].estimate == pytest.approx(difference, abs=1e-6)
     assert set(found.bands) == {FEDAVG, "DSWAG"}
     assert "same budget" in found.seconds
+
+
+def test_phase_2_tells_of_as_many_answers_as_it_said_it_takes(experiment, tmp_path):
+    told, said = [], None
+    for event in execute(experiment, RunFolder.create(tmp_path / "run", TINY), advance=lambda: told.append(None)):
+        if isinstance(event, Exploring):
+            said = event.explorers
+        if isinstance(event, ExploreRecord):
+            break
+    assert len(told) == said
 
 
 def test_rates_that_rise_leave_nothing_to_compare_with():

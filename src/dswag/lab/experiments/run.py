@@ -47,6 +47,7 @@ class Exploring:
     """Phase 2 begins."""
 
     explorers: int
+    """How many answers it takes: each explorer gives one in each round trip."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _execute(
     folder.save_partition(_class_counts(experiment))
     server, history = yield from _synchronize(experiment, folder, layout)
 
-    yield Exploring(cohort_size(recipe.explore.explorers, recipe.clients))
+    yield Exploring(cohort_size(recipe.explore.explorers, recipe.clients) * recipe.explore_exchanges)
     engine = Recorded(experiment.engine, folder.answers, answered=advance) if keep_answers else experiment.engine
     posterior, snapshots, exploration = _explore(recipe, engine, server.theta, layout)
     folder.save_history(history, exploration)
