@@ -76,7 +76,7 @@ def synchronize(engine: Engine, start: Server, config: Config) -> Iterator[Round
     Raises:
         ClientError, TooFewClientsError: from `round_trip`.
         ValueError: `stop_accuracy` where outputs and targets are no classes.
-        DivergenceError: a round whose loss has diverged (`divergence.has_diverged`), or whose θ is not finite.
+        DivergenceError: a round whose loss has diverged (`stability.has_diverged`), or whose θ is not finite.
     """
     phase, rule = config.train, config.server
     last_rate = phase.learning_rate if phase.final_learning_rate is None else phase.final_learning_rate

@@ -36,7 +36,7 @@ def aggregator(
     Args:
         name: one of `RULES`.
         anchor: the θ that the clients start from.
-        byzantine: how many clients may be malicious, a number or a fraction; only the robust rules ask.
+        byzantine: how many clients may be malicious, a number or a percentage; only the robust rules ask.
         clip_update: the largest norm of a client's update; no limit if None.
 
     Raises:
